@@ -1,0 +1,6 @@
+"""Inference algorithms: interpretations of programs, swapped by one line."""
+
+from ppl.inference.importance import ImportanceSampling as ImportanceSampling
+from ppl.inference.smc import SMC as SMC
+
+__all__ = ["SMC", "ImportanceSampling"]

@@ -1,0 +1,107 @@
+"""What importance sampling and SMC share: a population run through a program, compiled, as a posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl import progress as progress_bar
+from ppl import runners
+from ppl.interpret import Interpreter, Lane, Selection, Weighing
+from ppl.kernels.weights import summarize
+from ppl.posterior import Posterior, population_posterior
+from ppl.program import Program, Staged, as_program, check_kept
+
+__all__ = ["OnlyWeigh", "blame_sites", "run_population"]
+
+
+class OnlyWeigh:
+    """The selection of algorithms that never resample: it watches the weights."""
+
+    may_resample = False
+
+    def weigh(self, log_weights) -> Weighing:
+        """Summarise log-weights `[N]`."""
+        log_sum, ess, _ = summarize(log_weights)
+        return Weighing(log_sum, ess)
+
+
+def run_population(
+    program: Program,
+    algorithm: Hashable,
+    selection: Selection,
+    key,
+    *,
+    keep: frozenset[str] | None,
+    progress: bool | None,
+) -> Posterior:
+    """Run a population of `algorithm.num_particles` particles through a program.
+
+    Args:
+        program: a program or a process.
+        algorithm: the algorithm object: with the program's structure it decides what is compiled.
+        selection: what happens at the end of outermost iterations.
+        key: a PRNG key.
+        keep: names of the sites to store, None for all but internal ones.
+        progress: see `ppl.infer`.
+    """
+    program = as_program(program)
+    staged = program.stage(keep_rules=False)
+    check_kept(staged, keep)
+    show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
+
+    def run(staged: Staged, inputs, given, key) -> Posterior:
+        interpreter = Interpreter(
+            algorithm.num_particles, selection, keep=keep, progress=progress_bar.report if show else None
+        )
+        result = interpreter.run(staged.block, inputs, key, given)
+        return population_posterior(
+            result.log_weights,
+            result.log_mass,
+            result.diagnostics,
+            value=jax.tree.unflatten(staged.out_tree, [_spread(lane, algorithm.num_particles) for lane in result.value]),
+            sites={name: _spread(lane, algorithm.num_particles) for name, lane in result.sites.items()},
+            present={name: _spread(mask, algorithm.num_particles) for name, mask in result.present.items() if mask is not None},
+            guarantee=algorithm.guarantee,
+            algorithm=repr(algorithm),
+        )
+
+    with progress_bar.showing(show):
+        posterior = runners.run(staged, (algorithm, "run", keep, show), run, key)
+        if show:
+            jax.block_until_ready(posterior.log_weights)
+    return _complete(posterior, staged, program)
+
+
+def blame_sites(program: Program, algorithm: Hashable, selection: Selection, key) -> dict[str, dict[str, Any]]:
+    """Repeat a run with the same key, counting the particles that each site killed or gave an invalid weight."""
+    staged = as_program(program).stage(keep_rules=False)
+
+    def run(staged: Staged, inputs, given, key):
+        interpreter = Interpreter(algorithm.num_particles, selection, keep=frozenset(), blame=True)
+        return interpreter.run(staged.block, inputs, key, given).blame
+
+    return runners.run(staged, (algorithm, "blame"), run, key)
+
+
+def _spread(lane: Lane, num: int):
+    """Return a lane's array with the particle axis."""
+    return lane.array if lane.random else jnp.broadcast_to(lane.array, (num, *jnp.shape(lane.array)))
+
+
+def _complete(posterior: Posterior, staged: Staged, program: Program) -> Posterior:
+    """Add what needs no compiled run: sites that are always present, and how to read the value as text."""
+    num = posterior.num_particles
+    present = {
+        name: posterior.present[name] if name in posterior.present else jnp.ones((num, *staged.sites[name].time_shape), bool)
+        for name in posterior.sites
+    }
+    diagnostics = dict(posterior.diagnostics)
+    if "ancestors" not in diagnostics:  # nothing was ever resampled: everybody is their own
+        steps = diagnostics["ess"].shape[0]
+        diagnostics["ancestors"] = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), (steps, num))
+    return dataclasses.replace(posterior, present=present, diagnostics=diagnostics, decode=program.decode)

@@ -1,0 +1,95 @@
+"""Sequential Monte Carlo: a population that is resampled at the end of each iteration of an outermost loop.
+
+At the end of iteration t, with log-weights w_n and mean weight W = (1/N) sum_n exp(w_n):
+
+    ESS = (sum_n exp w_n)^2 / sum_n exp(2 w_n)                                                    (1)
+    where ESS < ess_threshold * N:  a_n ~ resampler(w),  x_n <- x_(a_n),  w_n <- 0,  log Z += log W (2)
+    otherwise the weights are carried on.
+    log Z_hat = log Z + log W at the end.                                                         (3)
+
+The resampler draws `E[offspring of n] = N W_n`, so (2) preserves the measure that the weighted population stands for, and
+E[Z_hat] = Z however the iterations at which to resample are chosen from the past (Del Moral, Doucet and Jasra, On
+adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
+
+Source: Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), Algorithms 10.1 and 10.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from ppl.inference.population import OnlyWeigh, blame_sites, run_population
+from ppl.inference.validation import refuse_state, require_count, require_fraction
+from ppl.interpret import Weighing
+from ppl.kernels import resampling
+from ppl.posterior import Posterior
+
+__all__ = ["SMC"]
+
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class SMC:
+    """Sequential Monte Carlo.
+
+    Attributes:
+        num_particles: how many particles, at least 1.
+        resampler: the name of a scheme in `ppl.kernels.resampling`, or a function
+            `(key, log_weights[N], num) -> int32[num]` with `E[offspring of n] = num * W_n`.
+        ess_threshold: resample when the effective sample size falls below this fraction of the particles: 1.0 or more
+            resamples at every iteration, 0.0 never. None is 0.5.
+    """
+
+    num_particles: int
+    resampler: str | Callable = "systematic"
+    ess_threshold: float | None = None
+    guarantee: ClassVar[str] = "unbiased"
+
+    def __post_init__(self):
+        require_count("num_particles", self.num_particles)
+        resampling.resolve(self.resampler)
+        if self.ess_threshold is not None:
+            require_fraction("ess_threshold", self.ess_threshold)
+
+    def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
+        """Run; see `ppl.infer` for the arguments."""
+        refuse_state(self, state)
+        return run_population(program, self, self._selection(), key, keep=keep, progress=progress)
+
+    def blame(self, program, key) -> dict[str, dict[str, Any]]:
+        """Repeat a run and count what each site did to the particles."""
+        return blame_sites(program, self, self._selection(), key)
+
+    def _selection(self):
+        threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
+        if threshold == 0.0:
+            return OnlyWeigh()
+        return Resampling(resampling.resolve(self.resampler), threshold, self.num_particles)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling(OnlyWeigh):
+    """The selection step (2)."""
+
+    resampler: Callable
+    threshold: float
+    num_particles: int
+    may_resample: ClassVar[bool] = True
+
+    def due(self, weighing: Weighing):
+        """Return whether to resample; at a threshold of 1 or more always, for float32 may round the ESS above N."""
+        return True if self.threshold >= 1.0 else weighing.ess < self.threshold * self.num_particles
+
+    def select(self, key, log_weights, weighing: Weighing):
+        """Return ancestors, weights of one each, and the log of the mean weight that they leave behind."""
+        all_dead = jnp.isneginf(weighing.log_sum)
+        ancestors = self.resampler(key, log_weights, self.num_particles)
+        stay = jnp.arange(self.num_particles, dtype=jnp.int32)
+        ancestors = jnp.where(all_dead, stay, jnp.asarray(ancestors, jnp.int32))
+        new_weights = jnp.where(all_dead, log_weights, 0.0)
+        return ancestors, new_weights, jnp.where(all_dead, 0.0, weighing.log_sum - jnp.log(float(self.num_particles)))

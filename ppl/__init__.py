@@ -1,0 +1,33 @@
+"""A probabilistic programming language for generation.
+
+A generation, text or image, is a probabilistic program; inference algorithms are interpretations of it.
+"""
+
+from ppl.control_flow import scan as scan
+from ppl.errors import AllParticlesDied as AllParticlesDied
+from ppl.errors import BranchError as BranchError
+from ppl.errors import DuplicateSite as DuplicateSite
+from ppl.errors import InvalidWeight as InvalidWeight
+from ppl.errors import MisplacedSite as MisplacedSite
+from ppl.errors import ProgramError as ProgramError
+from ppl.errors import SiteTypeError as SiteTypeError
+from ppl.errors import SiteValueError as SiteValueError
+from ppl.infer import infer as infer
+from ppl.posterior import Posterior as Posterior
+from ppl.primitives import deterministic as deterministic
+from ppl.primitives import factor as factor
+from ppl.primitives import observe as observe
+from ppl.primitives import sample as sample
+from ppl.primitives import scope as scope
+from ppl.process import Process as Process
+from ppl.process import generate as generate
+from ppl.program import Model as Model
+from ppl.program import Program as Program
+from ppl.program import condition as condition
+from ppl.program import model as model
+from ppl.program import static as static
+from ppl.trace import Trace as Trace
+from ppl.trace import log_density as log_density
+from ppl.trace import simulate as simulate
+
+__version__ = "0.1.0"

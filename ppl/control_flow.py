@@ -1,0 +1,210 @@
+"""`ppl.scan`: the loop in which population algorithms work.
+
+The signature and result are those of `jax.lax.scan`. The step is traced once to a program of its own and bound as one
+equation, so that an interpreter can act between iterations: resample particles, stop frozen ones, store histories.
+
+Two kinds of carry need no care from the user. A leaf that the step hands on untouched (a prompt's cache, parameters) is
+a constant of the loop. A node that can say more about itself than its arrays do has the methods of `LoopCarry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from ppl.errors import SiteTypeError, SiteValueError, user_line
+from ppl.primitives import Inner, current_staging, loop_p, staging_options, trace
+
+__all__ = ["LoopCarry", "scan"]
+
+
+@runtime_checkable
+class LoopCarry(Protocol):
+    """What a pytree node in the carry may tell `ppl.scan` about itself.
+
+    A node that grows, as the cache of a language model does, has a fixed shape inside a loop: room for all iterations is
+    made before it. The step is traced once to see how much one iteration uses.
+    """
+
+    def enter_loop(self, slots: int) -> Any:
+        """Return the node with room for `slots` more entries, counting from zero what an iteration uses."""
+
+    def end_iteration(self) -> tuple[Any, int]:
+        """Return the node as it enters the next iteration, and the number of entries that this one used."""
+
+    def exit_loop(self, outer: Any, slots: int) -> Any:
+        """Return the node for use after the loop; `outer` is the node that entered it."""
+
+    def scratch(self) -> Any:
+        """Return the node with a bool for each leaf: whether it may hold anything once the particle is frozen."""
+
+
+def scan(
+    step: Callable,
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    until: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Any]:
+    """Run `step` once for each element of `xs`, carrying a state.
+
+    Args:
+        step: maps (carry, x) to (carry, y). Sites inside gain a leading time axis.
+        init: the first carry, a pytree of arrays.
+        xs: a pytree of arrays with one leading axis length, or None.
+        length: the number of iterations, needed where `xs` is None.
+        until: maps a carry to a bool, tested before each iteration, the first included. A particle for which it holds is
+            frozen: its carry stays, later iterations contribute no density, its ys and sites there are zeros.
+
+    Returns:
+        The last carry, and the ys stacked on a leading axis, `[length, ...]`.
+
+    Raises:
+        SiteTypeError: `step` returns a carry of another structure, shape or type than it was given.
+        SiteValueError: `xs` and `length` disagree, or neither is given.
+    """
+    staging = current_staging("ppl.scan")
+    where = user_line()
+    xs_leaves, xs_tree = jax.tree.flatten(xs)
+    xs_leaves = [jnp.asarray(leaf) for leaf in xs_leaves]
+    length = _length(xs_leaves, length, where)
+    x_types = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in xs_leaves]
+
+    carry, used = _enter(init, 0), 0
+    # A fixpoint of two questions that only a trace of the step answers: what types the carry settles on
+    # (as in `jax.lax.scan`, a weakly typed leaf may be promoted) and how many entries an iteration uses.
+    for _ in range(8):
+        leaves, tree = jax.tree.flatten(carry)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        with staging_options(inner=True):
+            body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types)
+        if tree != out_tree:
+            raise SiteTypeError(
+                f"ppl.scan at {where}: the step was given a carry of structure {tree} and returned {out_tree}. They must agree."
+            )
+        if slots != used:
+            carry, used = _enter(init, slots * length), slots
+            continue
+        promoted, changed = _promote(leaves, body.out_avals[: len(leaves)], carry, where)
+        if not changed:
+            break
+        carry = jax.tree.unflatten(tree, promoted)
+    else:
+        raise SiteTypeError(f"ppl.scan at {where}: the types of the carry do not settle.")
+
+    stop, stop_constants = None, []
+    if until is not None:
+        stop, stop_constants = trace(lambda *flat: _as_bool(until(jax.tree.unflatten(tree, flat)), where), *_types(leaves))
+    outputs = loop_p.bind(
+        *constants, *stop_constants, *leaves, *xs_leaves,
+        body=body, until=stop, num_constants=len(constants), num_until_constants=len(stop_constants),
+        num_carry=len(leaves), length=length, scratch=tuple(jax.tree.leaves(_scratch(carry))),
+        resamples=not staging.inner, where=where,
+    )  # fmt: skip
+    last = jax.tree.unflatten(tree, outputs[: len(leaves)])
+    return _exit(last, init, used * length), jax.tree.unflatten(y_tree, outputs[len(leaves) :])
+
+
+@loop_p.def_abstract_eval
+def _loop_type(*_, body: Inner, num_carry: int, length: int, **__):
+    carry, ys = body.out_avals[:num_carry], body.out_avals[num_carry:]
+    return [*carry, *(y.update(shape=(length, *y.shape)) for y in ys)]
+
+
+def _trace_step(step, tree, leaves, xs_tree, x_types):
+    """Trace the step as a function of flat lists; returns it with the structures of what it returned."""
+    structure: dict[str, Any] = {}
+
+    def flat_step(*flat):
+        carry = jax.tree.unflatten(tree, flat[: len(leaves)])
+        result = step(carry, jax.tree.unflatten(xs_tree, flat[len(leaves) :]))
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise SiteTypeError(f"ppl.scan at {user_line()}: the step must return (carry, y), got {type(result).__name__}.")
+        structure["slots"], new_carry = _end_iteration(result[0])
+        carry_leaves, structure["carry"] = jax.tree.flatten(new_carry)
+        y_leaves, structure["y"] = jax.tree.flatten(result[1])
+        return [*carry_leaves, *(jnp.asarray(y) for y in y_leaves)]
+
+    body, constants = trace(flat_step, *_types(leaves), *x_types)
+    return body, constants, structure["carry"], structure["y"], structure["slots"]
+
+
+def _types(leaves):
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=jax.typeof(x).weak_type) for x in leaves]
+
+
+def _length(leaves, length: int | None, where: str) -> int:
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if None in lengths:
+        raise SiteValueError(f"ppl.scan at {where}: xs holds a scalar; every array of xs needs a leading axis to walk along.")
+    lengths |= set() if length is None else {int(length)}
+    if len(lengths) != 1:
+        given = "neither xs nor length is given" if not lengths else f"xs and length say {sorted(lengths)}"
+        raise SiteValueError(f"ppl.scan at {where}: {given}; one number of iterations is needed.")
+    return lengths.pop()
+
+
+def _promote(leaves, out_types, carry, where):
+    """Return the carry with weak types settled as `jax.lax.scan` settles them, and whether anything changed."""
+    paths = [jax.tree_util.keystr(path) or "the carry" for path, _ in jax.tree_util.tree_flatten_with_path(carry)[0]]
+    promoted, changed = [], False
+    for leaf, out, path in zip(leaves, out_types, paths, strict=True):
+        given = jax.typeof(leaf)
+        if given.shape == out.shape and given.dtype == out.dtype and (out.weak_type <= given.weak_type):
+            if given.weak_type and not out.weak_type:
+                leaf, changed = jax.lax.convert_element_type(leaf, out.dtype), True
+        elif given.shape == out.shape and given.weak_type and jnp.promote_types(given.dtype, out.dtype) == out.dtype:
+            leaf, changed = jax.lax.convert_element_type(leaf, out.dtype), True
+        elif not (given.shape == out.shape and given.dtype == out.dtype):
+            raise SiteTypeError(
+                f"ppl.scan at {where}: {path} enters the step as {given.str_short()} and leaves it as {out.str_short()}. "
+                "They must agree."
+            )
+        promoted.append(leaf)
+    return promoted, changed
+
+
+def _as_bool(stop, where: str):
+    stop = jnp.asarray(stop)
+    if stop.shape != () or stop.dtype != jnp.bool_:
+        raise SiteTypeError(f"ppl.scan at {where}: until must return one bool, got {jax.typeof(stop).str_short()}.")
+    return stop
+
+
+def _is_loop_carry(node) -> bool:
+    return isinstance(node, LoopCarry)
+
+
+def _enter(init, slots: int):
+    return jax.tree.map(
+        lambda n: n.enter_loop(slots) if _is_loop_carry(n) else n, init, is_leaf=_is_loop_carry
+    )  # fmt: skip
+
+
+def _end_iteration(carry) -> tuple[int, Any]:
+    used = []
+
+    def end(node):
+        if not _is_loop_carry(node):
+            return node
+        node, count = node.end_iteration()
+        used.append(count)
+        return node
+
+    carry = jax.tree.map(end, carry, is_leaf=_is_loop_carry)
+    return max(used, default=0), carry
+
+
+def _exit(last, init, slots: int):
+    return jax.tree.map(
+        lambda n, outer: n.exit_loop(outer, slots) if _is_loop_carry(n) else n, last, init, is_leaf=_is_loop_carry
+    )  # fmt: skip
+
+
+def _scratch(carry):
+    return jax.tree.map(
+        lambda n: n.scratch() if _is_loop_carry(n) else False, carry, is_leaf=_is_loop_carry
+    )  # fmt: skip

@@ -1,0 +1,25 @@
+"""Small tables, for terminals and notebooks."""
+
+from __future__ import annotations
+
+import html
+
+__all__ = ["html_table", "text_table"]
+
+
+def text_table(rows: list[list[str]], width: int = 100) -> str:
+    """Return rows of cells, the first one a heading, as aligned lines of at most `width` characters."""
+    columns = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, columns, strict=True)).rstrip() for row in rows]
+    lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+    return "\n".join([lines[0], "-" * min(max(map(len, lines)), width), *lines[1:]])
+
+
+def html_table(rows: list[list[str]]) -> str:
+    """Return rows of cells, the first one a heading, as an HTML table."""
+    head, *body = rows
+    cells = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body
+    )
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"

@@ -1,0 +1,101 @@
+"""`ppl.infer`: run an algorithm on a program, and raise what went wrong in the words of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl.errors import AllParticlesDied, InvalidWeight
+from ppl.posterior import Outcome, Posterior
+from ppl.program import as_program
+from ppl.runners import is_traced
+
+__all__ = ["infer"]
+
+
+def infer(
+    program,
+    algorithm,
+    *,
+    seed: int = 0,
+    key=None,
+    state=None,
+    keep: Iterable[str] | None = None,
+    progress: bool | None = None,
+) -> Posterior:
+    """Run an inference algorithm on a program.
+
+    Args:
+        program: a program (a model called with its arguments) or a process.
+        algorithm: an algorithm of `ppl.inference`, or any callable `(program, key, **options) -> Posterior`.
+        seed: the seed of all randomness: same program, algorithm and seed, same result.
+        key: a PRNG key to use instead of `seed`.
+        state: `posterior.state` of an earlier run, to continue a chain.
+        keep: names of the sites to store; by default all but a process's path.
+        progress: show a progress bar once the run has taken a few seconds; by default in terminals and notebooks.
+
+    Returns:
+        The posterior. Under a `jit` or `vmap` of the user's own nothing is raised: `posterior.status` tells.
+
+    Raises:
+        InvalidWeight: a living particle's weight became NaN or +inf; names the site and the step.
+        AllParticlesDied: every particle has weight zero; names the sites that killed them and the step.
+        SiteValueError: `keep` names what is not a site.
+    """
+    program = as_program(program)
+    if not callable(algorithm) or isinstance(algorithm, type):
+        given = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
+        raise TypeError(f"`algorithm` must be an algorithm object such as SMC(num_particles=100), got {given}.")
+    key = _key(seed, key)
+    options: dict[str, Any] = {"keep": None if keep is None else frozenset(_names(keep)), "progress": progress}
+    if state is not None:
+        options["state"] = state
+    posterior = algorithm(program, key, **options)
+    status = posterior.status
+    if is_traced(status) or jnp.ndim(status.code) or int(status.code) == Outcome.OK:
+        return posterior
+    raise _failure(program, algorithm, key, posterior)
+
+
+def _key(seed, key):
+    if key is None:
+        return jax.random.key(seed)
+    if jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def _names(keep) -> list[str]:
+    if isinstance(keep, str):
+        raise TypeError(f"`keep` must be a list of site names, got the string {keep!r}; write keep=[{keep!r}].")
+    return list(keep)
+
+
+def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
+    """Run the same program with the same key again, counting what each site did, and say what went wrong."""
+    outcome, step = Outcome(int(posterior.status.code)), int(posterior.status.step)
+    blame = algorithm.blame(program, key) if hasattr(algorithm, "blame") else {}
+    kind = "invalid" if outcome == Outcome.INVALID_WEIGHT else "killed"
+    lines = program.stage(keep_rules=False).statements
+    culprits = []
+    for name, counts in blame.items():
+        count = jnp.asarray(counts[kind])
+        total = int(count.sum())
+        if total:
+            steps = "" if count.ndim == 0 else f", first at step {int(jnp.argmax(count > 0))}"
+            culprits.append((name, total, f"{name!r} ({lines[name]}{steps}; {total} times)"))
+    culprits.sort(key=lambda c: -c[1])
+    named = ", ".join(text for *_, text in culprits) or "no single site"
+    place = f"at step {step}" if step >= 0 else "outside of the loops"
+    if outcome == Outcome.INVALID_WEIGHT:
+        return InvalidWeight(
+            f"{algorithm!r}: the log-weight of a living particle became NaN or +inf {place}. It came from {named}. Check the "
+            "distribution's parameters and the value there; a forbidden value has log-weight -inf."
+        )
+    return AllParticlesDied(
+        f"{algorithm!r}: all {posterior.num_particles} particles have weight zero {place}. They were killed by {named}. Use more "
+        "particles, a proposal that respects the constraint, or check that the program is possible."
+    )

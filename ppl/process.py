@@ -1,0 +1,94 @@
+"""Processes: generations that unfold in steps.
+
+A process has a start, a forward kernel for each step, and a value once it has ended:
+
+    x_0 = start()
+    y_t ~ forward(x_t, t)         the random part of a step: a token, the next image, the tokens that are unmasked
+    x_(t+1) = advance(x_t, y_t, t)
+    value = finish(x_T, y)
+
+so that p(path) = prod_t p(y_t | x_t). A language model, a diffusion model and a masked diffusion model are all
+processes; what combines or reweighs them needs only the kernels' distributions. As a program a process is one
+`ppl.scan` with one site, `path`, which is stored only when `keep` names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ppl.control_flow import scan
+from ppl.primitives import current_staging, sample, scope, staging_options
+from ppl.program import Program, as_program
+
+__all__ = ["Process", "generate"]
+
+
+class Process:
+    """A generation that unfolds in at most `num_steps` steps. Subclasses define the methods below."""
+
+    num_steps: int
+
+    def start(self) -> Any:
+        """Return the first state, a pytree of arrays."""
+        raise NotImplementedError(f"{type(self).__name__}.start")
+
+    def forward(self, state: Any, step) -> dist.Distribution:
+        """Return the distribution of the random part of a step, given the state and the step's number (int32)."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
+
+    def advance(self, state: Any, drawn, step) -> Any:
+        """Return the next state."""
+        raise NotImplementedError(f"{type(self).__name__}.advance")
+
+    def ended(self, state: Any):
+        """Return whether the generation has ended before its last step, a bool; None for those that never do."""
+        del state
+
+    def finish(self, state: Any, path) -> Any:
+        """Return the generation's value from the last state and all that was drawn, `[num_steps, ...]`."""
+        del path
+        return state
+
+    def texts(self, value: Any) -> list[str] | None:
+        """Return the texts of a value with a leading particle axis; None for processes that write none."""
+        del value
+
+    def program(self) -> Program:
+        """Return the process as a program that returns the value."""
+        writes = type(self).texts is not Process.texts
+        return Program(_unfold, (self,), decode=self.texts if writes else None)
+
+
+def _unfold(process: Process):
+    """The program of every process."""
+
+    def step(state, t):
+        with staging_options(internal=True):
+            drawn = sample("path", process.forward(state, t))
+        return process.advance(state, drawn, t), drawn
+
+    state = process.start()
+    can_end = type(process).ended is not Process.ended
+    steps = jnp.arange(process.num_steps)
+    state, path = scan(step, state, steps, until=process.ended if can_end else None)
+    return process.finish(state, path)
+
+
+def generate(program_or_process, *, name: str | None = None) -> Any:
+    """Run a program or a process inside another model, factors included, and return its value.
+
+    Args:
+        program_or_process: what to run.
+        name: prefixes its sites with `name/`; needed where two of one kind stand in one model.
+
+    Its loops are inner ones: particles are not resampled within them. Conditioned sites of a program are observed.
+    """
+    current_staging("ppl.generate")
+    program = as_program(program_or_process)
+    with scope(name) if name is not None else contextlib.nullcontext(), staging_options(inner=True):
+        return program.run_inside()

@@ -1,0 +1,416 @@
+"""Models, programs, and what a staged program knows about itself.
+
+    @ppl.model                      a Python function becomes a `Model`
+    walk(observations, scale=2.0)   calling it gives a `Program`: nothing has run
+    program.stage()                 runs the Python once, under `jax.make_jaxpr`, and gives a `Staged` program
+
+Arrays, Python floats and pytrees of them are traced. Everything else is static: part of the program's shape. What the
+function closes over (a network's weights, a prompt's tokens) is found by staging and passed beside the arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import keyword
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from ppl import ir
+from ppl.errors import (
+    BranchError,
+    DuplicateSite,
+    MisplacedSite,
+    ProgramError,
+    SiteTypeError,
+    SiteValueError,
+    describe_frame,
+    last_user_frame,
+    source_text,
+)
+from ppl.primitives import STATEMENTS, Staging, bind_given, staging_context
+
+__all__ = ["Model", "Program", "Site", "Staged", "condition", "model", "static"]
+
+_BRANCH_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    value: Any
+
+
+def static(value: Any) -> Any:
+    """Mark an argument of a model as static: part of the program's shape, never traced."""
+    return _Static(value)
+
+
+def model(function: Callable) -> Model:
+    """Turn a Python function into a model.
+
+    Inside the function `ppl.sample`, `ppl.observe`, `ppl.factor`, `ppl.scan` and NumPyro's statements describe the
+    program; it may return any pytree of arrays. Calling the model gives a `Program`.
+    """
+    if not callable(function):
+        raise TypeError(f"ppl.model decorates a function, got {type(function).__name__}.")
+    return Model(function)
+
+
+class Model:
+    """A function that describes programs, one for each choice of arguments."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args, **kwargs) -> Program:
+        """Return the program for these arguments."""
+        try:
+            inspect.signature(self.function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}{inspect.signature(self.function)}: {error}.") from None
+        return Program(self.function, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<ppl.model {self.__name__}{inspect.signature(self.function)}>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A model with its arguments: a measure over traces. Nothing has run.
+
+    Attributes:
+        function: the model's function.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        conditions: values of sites that are observed, see `condition`.
+        decode: turns the program's value into texts, for programs that write some.
+    """
+
+    function: Callable
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    decode: Callable[[Any], list[str]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model function's name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def run_inside(self) -> Any:
+        """Run the function inside the model that is being staged; conditioned sites are observed there."""
+        for name, value in self.conditions.items():
+            bind_given(name, value)
+        args, kwargs = jax.tree.map(_plain, (self.args, dict(self.kwargs)), is_leaf=lambda x: isinstance(x, _Static))
+        return self.function(*args, **kwargs)
+
+    def stage(self, *, keep_rules: bool = True) -> Staged:
+        """Run the Python function once and return the program as data; see `ppl.ir.flatten` for `keep_rules`."""
+        return _stage(self, keep_rules)
+
+    def __repr__(self) -> str:
+        given = f", given {sorted(self.conditions)}" if self.conditions else ""
+        return f"<ppl.Program {self.name}{given}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A sample site or a recorded value.
+
+    Attributes:
+        name: its full name.
+        kind: "sample" or "deterministic".
+        shape: the shape of its value in one trace, loops' time axes leading.
+        dtype: its type.
+        time_shape: the leading part of `shape`: the lengths of the loops around it.
+        internal: whether it is stored only when named.
+        where: `file:line` of its statement.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: Any
+    time_shape: tuple[int, ...]
+    internal: bool
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Staged:
+    """A program as data: a block, the values of its inputs, and the sites it holds."""
+
+    block: ir.Block
+    inputs: list[Any]
+    given: dict[str, Any]
+    out_tree: Any
+    sites: dict[str, Site]
+    statements: dict[str, str]  # every statement's name, with its line
+
+    def key(self) -> tuple:
+        """Return what makes a compiled run of this program reusable for another."""
+        given = tuple((name, v.shape, str(v.dtype)) for name, v in sorted(self.given.items()))
+        return ir.structural_key(self.block), given, self.out_tree
+
+    def without_values(self) -> Staged:
+        """Return the program without the arrays it would run on, for a cache that must not hold them."""
+        return dataclasses.replace(self, inputs=[], given={})
+
+
+def condition(program: Program, sites: Mapping[str, Any]) -> Program:
+    """Return a program in which sites are observed.
+
+    Args:
+        program: a program.
+        sites: values by site name, of the sites' shapes, time axes leading.
+
+    Returns:
+        The program whose measure is the old one's density at these values. Proposals of the sites are dropped.
+
+    Raises:
+        SiteValueError: a name is not a sample site of the program, or a value has another shape.
+    """
+    if not isinstance(program, Program):
+        program = as_program(program)
+    return dataclasses.replace(program, conditions={**program.conditions, **sites})
+
+
+def as_program(value: Any) -> Program:
+    """Return the program of a program or a process.
+
+    Raises:
+        TypeError: it is neither; a model that was not called says so.
+    """
+    if isinstance(value, Program):
+        return value
+    if hasattr(value, "program") and callable(value.program):
+        return value.program()
+    if isinstance(value, Model):
+        raise TypeError(f"{value!r} is a model; call it with its arguments to get a program.")
+    raise TypeError(f"expected a program or a process, got {type(value).__name__}.")
+
+
+# Staging -------------------------------------------------------------------------------------------------------------
+
+
+def _stage(program: Program, keep_rules: bool) -> Staged:
+    leaves, tree = jax.tree.flatten((program.args, dict(program.kwargs)), is_leaf=lambda x: isinstance(x, _Static))
+    traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
+    values = [leaves[i] for i in traced]
+    staging = Staging()
+    structure: dict[str, Any] = {}
+
+    def flat_function(*flat):
+        filled = [_plain(leaf) for leaf in leaves]
+        for i, value in zip(traced, flat, strict=True):
+            filled[i] = value
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        staging.values.extend(_describe_arguments(program.function, args, kwargs))
+        with staging_context(staging):
+            result = program.function(*args, **kwargs)
+        flat_result, structure["tree"] = jax.tree.flatten(result)
+        return [_as_output(program, x) for x in flat_result]
+
+    try:
+        closed = jax.make_jaxpr(flat_function)(*values)
+    except _BRANCH_ERRORS as error:
+        raise _branch_error(error, staging) from error
+    except ProgramError:
+        raise
+    except Exception as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        raise explained from error
+    jaxpr = getattr(closed, "jaxpr", closed)
+    _refuse_hidden_statements(jaxpr)
+    block, constants = ir.flatten(jaxpr, closed.consts, keep_rules=keep_rules)
+    sites, statements = _collect_sites(block)
+    given = _check_values("condition", program.conditions, sites, statements)
+    return Staged(block, [*constants, *values], given, structure["tree"], sites, statements)
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, _Static) else leaf
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic) or (
+        isinstance(leaf, float | complex) and not isinstance(leaf, bool)
+    )
+
+
+def _as_output(program: Program, value: Any):
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise SiteTypeError(
+            f"the model {program.name!r} returns a {type(value).__name__}; it may return any pytree of arrays."
+        ) from error
+
+
+def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
+    """Find the statements of a program; refuse two of one name."""
+    sites: dict[str, Site] = {}
+    statements: dict[str, str] = {}
+    given: dict[str, ir.Given] = {}
+    for node, loops in block.statements():
+        if isinstance(node, ir.Given):
+            given[node.name] = node
+            continue
+        if isinstance(node, ir.Score) and node.kind == "sample":
+            continue  # the density of a `Draw` of the same name
+        if node.name in statements:
+            raise DuplicateSite(
+                f"two statements are named {node.name!r}: at {statements[node.name]} and at {node.where}. Rename one, or "
+                "put it in ppl.scope(...)."
+            )
+        statements[node.name] = node.where
+        if isinstance(node, ir.Score):
+            continue
+        aval = node.aval
+        times = tuple(loop.length for loop in loops)
+        kind = "sample" if isinstance(node, ir.Draw) else "deterministic"
+        sites[node.name] = Site(node.name, kind, times + aval.shape, aval.dtype, times, node.internal, node.where)
+    for name, node in given.items():
+        _check_values("condition", {name: node.aval}, sites, statements)
+        del sites[name]
+    return sites, statements
+
+
+def check_kept(staged: Staged, keep: frozenset[str] | None) -> None:
+    """Raise if `keep` names what is not a site of the program."""
+    unknown = sorted((keep or frozenset()) - staged.sites.keys())
+    if unknown:
+        raise SiteValueError(f"`keep` names {unknown}, not sites of the program. Its sites are {sorted(staged.sites)}.")
+
+
+def check_sites(staged: Staged, values: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """Check values for sites by name, shape and type; returns those of sample sites.
+
+    Args:
+        staged: the program.
+        values: arrays by name; deterministic sites are accepted and left out.
+        complete: every sample site that is not conditioned must have a value.
+    """
+    given = _check_values("sites", values, staged.sites, staged.statements)
+    if complete:
+        missing = [
+            name for name, s in staged.sites.items() if s.kind == "sample" and name not in given and name not in staged.given
+        ]
+        if missing:
+            raise SiteValueError(f"values are missing for the sites {missing}. Give every sample site a value.")
+    return given
+
+
+def _check_values(role: str, values: Mapping[str, Any], sites: dict[str, Site], statements) -> dict[str, Any]:
+    given = {}
+    for name, value in values.items():
+        if name not in sites:
+            known = sorted(n for n, s in sites.items() if s.kind == "sample")
+            what = "an observation or a factor, not a sample site" if name in statements else "not a site of the program"
+            raise SiteValueError(f"{role}: {name!r} is {what}. Its sample sites are {known}.")
+        site = sites[name]
+        if site.kind != "sample":
+            if role == "condition":
+                raise SiteValueError(f"condition: {name!r} is a deterministic value; only sample sites can be observed.")
+            continue
+        array = value if hasattr(value, "weak_type") else jnp.asarray(value)
+        if array.shape != site.shape:
+            raise SiteValueError(f"{role}: the value of {name!r} has shape {array.shape}, the site ({site.where}) has {site.shape}.")
+        if jnp.issubdtype(site.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.integer):
+            raise SiteTypeError(f"{role}: the value of {name!r} is {array.dtype}, the site ({site.where}) holds {site.dtype}.")
+        given[name] = array if array.dtype == site.dtype else array.astype(site.dtype)
+    return given
+
+
+def _refuse_hidden_statements(jaxpr, inside: str | None = None) -> None:
+    """Raise where a statement stands inside control flow that is not the language's."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive in STATEMENTS:
+            if inside is not None:
+                name = eqn.params.get("name")
+                what = f"the statement {name!r}" if name else "ppl.scan"
+                remedy = "use ppl.scan" if inside in ("scan", "while") else "compute both values and select with jnp.where"
+                raise MisplacedSite(
+                    f"{what} at {eqn.params['where']} stands inside a jax.lax.{_FRIENDLY.get(inside, inside)} of your own, where "
+                    f"no inference algorithm can see it: {remedy}."
+                )
+            for program in (eqn.params.get("body"), eqn.params.get("until")):
+                if program is not None:
+                    _refuse_hidden_statements(program.jaxpr)
+            continue
+        name = eqn.primitive.name
+        transparent = name in ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+        for inner in jex.jaxprs_in_params(eqn.params):
+            _refuse_hidden_statements(getattr(inner, "jaxpr", inner), inside if transparent else name)
+
+
+_FRIENDLY = {"while": "while_loop"}
+
+
+# Explaining errors ---------------------------------------------------------------------------------------------------
+
+
+def _describe_arguments(function: Callable, args, kwargs) -> list[tuple[str, Any]]:
+    """List the traced leaves of a call with the names of the arguments they came in by."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return []
+    described = []
+    for name, value in bound.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            described.append((f"the argument {name + jax.tree_util.keystr(path)!r}", leaf))
+    return described
+
+
+def _branch_error(error: Exception, staging: Staging) -> BranchError:
+    found = last_user_frame(error)
+    if found is None:
+        return BranchError(f"a Python branch or conversion needs the value of something traced: {error}")
+    frame, line = found
+    text = source_text(frame, line)
+    names = dict.fromkeys(n for n in re.findall(r"[A-Za-z_]\w*", text) if not keyword.iskeyword(n))
+    scope = {**frame.f_globals, **frame.f_locals}
+    known = {id(value): label for label, value in staging.values}
+    culprits = []
+    for name in names:
+        for leaf in jax.tree.leaves(scope.get(name)):
+            if isinstance(leaf, jax.core.Tracer):
+                label = known.get(id(leaf), "a value computed from sites or traced arguments")
+                culprits.append(f"`{name}` is {label}")
+                break
+    because = "; ".join(culprits) or "it depends on a site or a traced argument"
+    return BranchError(
+        f"{describe_frame(frame, line)}: `{text}` needs a value that is known only when the program runs ({because}). A program "
+        "is staged once for all values: use jnp.where, jax.lax.cond without statements inside, or ppl.scan(..., until=...); "
+        "if it is an argument that shapes the program, pass it as an int or as ppl.static(...)."
+    )
+
+
+def _explain(error: Exception) -> ProgramError | None:
+    """Return a clearer error for those that JAX or flax raise on behalf of the program, or None."""
+    if type(error).__module__.startswith("flax"):
+        found = last_user_frame(error)
+        where = describe_frame(*found) if found else "an unknown line"
+        return MisplacedSite(
+            f"{where}: a flax transformation (nnx.jit, nnx.remat, nnx.scan, nnx.vmap, nnx.grad) runs inside a model on a "
+            "network that was made outside of it, and flax refuses to change that network there. Call the network plainly, or "
+            "through jax.jit; for anything else split it outside, graphdef, state = nnx.split(network), and call "
+            "nnx.merge(graphdef, state) inside the model."
+        )
+    return None

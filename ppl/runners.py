@@ -1,0 +1,64 @@
+"""Compiled runs, kept by what they compute.
+
+Staging a program takes milliseconds, compiling a run takes seconds. A runner is therefore cached by the program's
+structure (`ppl.ir.structural_key`) and by what is to be done with it, and the arrays it works on (arguments, network weights,
+prompts, conditioned values, the key) are passed in. Another seed, other values of the same shapes, or the same
+model defined again compile nothing (law L4). The cache holds no arrays.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+from ppl.program import Staged
+
+__all__ = ["clear_cache", "is_traced", "lower", "run"]
+
+_MAX_RUNNERS = 256
+_RUNNERS: OrderedDict[Hashable, Callable] = OrderedDict()
+
+
+def run(staged: Staged, purpose: Hashable, function: Callable, key: Any = None) -> Any:
+    """Run `function(staged, inputs, given, key)`, compiled unless it is being traced already.
+
+    Args:
+        staged: the program.
+        purpose: what else the compiled code depends on, hashable: the algorithm and its settings.
+        function: what to run. It sees the program without its values.
+        key: a PRNG key, or None.
+    """
+    if is_traced((staged.inputs, staged.given, key)):
+        return function(staged, staged.inputs, staged.given, key)
+    return _runner(staged, purpose, function)(staged.inputs, staged.given, key)
+
+
+def lower(staged: Staged, purpose: Hashable, function: Callable, key: Any = None):
+    """Return the runner lowered for these values, to look at what it compiles to."""
+    return _runner(staged, purpose, function).lower(staged.inputs, staged.given, key)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether any leaf is a JAX tracer."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def clear_cache() -> None:
+    """Forget every compiled run."""
+    _RUNNERS.clear()
+
+
+def _runner(staged: Staged, purpose: Hashable, function: Callable) -> Callable:
+    cache_key = (staged.key(), purpose)
+    runner = _RUNNERS.get(cache_key)
+    if runner is None:
+        skeleton = staged.without_values()
+        runner = jax.jit(lambda inputs, given, key: function(skeleton, inputs, given, key))
+        _RUNNERS[cache_key] = runner
+        while len(_RUNNERS) > _MAX_RUNNERS:
+            _RUNNERS.popitem(last=False)
+    _RUNNERS.move_to_end(cache_key)
+    return runner

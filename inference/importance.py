@@ -40,8 +40,12 @@ class ImportanceSampling:
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
-        return run_population(program, self, OnlyWeigh(), key, keep=keep, progress=progress)
+        return run_population(program, self, key, keep=keep, progress=progress)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return blame_sites(program, self, OnlyWeigh(), key)
+        return blame_sites(program, self, key)
+
+    def selection(self) -> OnlyWeigh:
+        """Return what happens at the end of an outermost iteration: nothing is resampled."""
+        return OnlyWeigh()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,17 @@ from ppl.kernels.weights import summarize
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, check_kept
 
-__all__ = ["OnlyWeigh", "blame_sites", "run_population"]
+__all__ = ["OnlyWeigh", "PopulationAlgorithm", "blame_sites", "lower", "run_population"]
+
+
+class PopulationAlgorithm(Protocol):
+    """A frozen, hashable description of a population algorithm: with the program it decides what is compiled."""
+
+    num_particles: int
+    guarantee: ClassVar[str]
+
+    def selection(self) -> Selection:
+        """Return what happens at the end of an outermost iteration."""
 
 
 class OnlyWeigh:
@@ -31,20 +41,13 @@ class OnlyWeigh:
 
 
 def run_population(
-    program: Program,
-    algorithm: Hashable,
-    selection: Selection,
-    key,
-    *,
-    keep: frozenset[str] | None,
-    progress: bool | None,
+    program: Program, algorithm: PopulationAlgorithm, key, *, keep: frozenset[str] | None, progress: bool | None
 ) -> Posterior:
-    """Run a population of `algorithm.num_particles` particles through a program.
+    """Run a population through a program.
 
     Args:
         program: a program or a process.
-        algorithm: the algorithm object: with the program's structure it decides what is compiled.
-        selection: what happens at the end of outermost iterations.
+        algorithm: how many particles, and what selects them.
         key: a PRNG key.
         keep: names of the sites to store, None for all but internal ones.
         progress: see `ppl.infer`.
@@ -53,39 +56,53 @@ def run_population(
     staged = program.stage(keep_rules=False)
     check_kept(staged, keep)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
-
-    def run(staged: Staged, inputs, given, key) -> Posterior:
-        interpreter = Interpreter(
-            algorithm.num_particles, selection, keep=keep, progress=progress_bar.report if show else None
-        )
-        result = interpreter.run(staged.block, inputs, key, given)
-        return population_posterior(
-            result.log_weights,
-            result.log_mass,
-            result.diagnostics,
-            value=jax.tree.unflatten(staged.out_tree, [_spread(lane, algorithm.num_particles) for lane in result.value]),
-            sites={name: _spread(lane, algorithm.num_particles) for name, lane in result.sites.items()},
-            present={name: _spread(mask, algorithm.num_particles) for name, mask in result.present.items() if mask is not None},
-            guarantee=algorithm.guarantee,
-            algorithm=repr(algorithm),
-        )
-
     with progress_bar.showing(show):
-        posterior = runners.run(staged, (algorithm, "run", keep, show), run, key)
+        posterior = runners.run(staged, (algorithm, "run", keep, show), _runner(algorithm, keep, show), key)
         if show:
             jax.block_until_ready(posterior.log_weights)
     return _complete(posterior, staged, program)
 
 
-def blame_sites(program: Program, algorithm: Hashable, selection: Selection, key) -> dict[str, dict[str, Any]]:
-    """Repeat a run with the same key, counting the particles that each site killed or gave an invalid weight."""
+def lower(program: Program, algorithm: PopulationAlgorithm, *, keep: frozenset[str] | None = None):
+    """Return the run that `ppl.infer` would compile, lowered: to read its memory, its constants, its code."""
+    staged = as_program(program).stage(keep_rules=False)
+    purpose = (algorithm, "run", keep, False)
+    return runners.lower(staged, purpose, _runner(algorithm, keep, False), jax.random.key(0))
+
+
+def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[str, dict[str, Any]]:
+    """Repeat a run with the same key, counting the particles that each site killed or gave an invalid weight.
+
+    Returns:
+        For each site the counts `killed` and `invalid`, by iteration (`[T]`) where it stands in a loop.
+    """
     staged = as_program(program).stage(keep_rules=False)
 
     def run(staged: Staged, inputs, given, key):
-        interpreter = Interpreter(algorithm.num_particles, selection, keep=frozenset(), blame=True)
+        interpreter = Interpreter(algorithm.num_particles, algorithm.selection(), keep=frozenset(), blame=True)
         return interpreter.run(staged.block, inputs, key, given).blame
 
     return runners.run(staged, (algorithm, "blame"), run, key)
+
+
+def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str] | None, show: bool) -> Callable[..., Posterior]:
+    num = algorithm.num_particles
+
+    def run(staged: Staged, inputs, given, key) -> Posterior:
+        progress = progress_bar.report if show else None
+        result = Interpreter(num, algorithm.selection(), keep=keep, progress=progress).run(staged.block, inputs, key, given)
+        return population_posterior(
+            result.log_weights,
+            result.log_mass,
+            result.diagnostics,
+            value=jax.tree.unflatten(staged.out_tree, [_spread(lane, num) for lane in result.value]),
+            sites={name: _spread(lane, num) for name, lane in result.sites.items()},
+            present={name: _spread(mask, num) for name, mask in result.present.items() if mask is not None},
+            guarantee=algorithm.guarantee,
+            algorithm=repr(algorithm),
+        )
+
+    return run
 
 
 def _spread(lane: Lane, num: int):

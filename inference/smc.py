@@ -59,13 +59,14 @@ class SMC:
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
-        return run_population(program, self, self._selection(), key, keep=keep, progress=progress)
+        return run_population(program, self, key, keep=keep, progress=progress)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return blame_sites(program, self, self._selection(), key)
+        return blame_sites(program, self, key)
 
-    def _selection(self):
+    def selection(self) -> OnlyWeigh:
+        """Return what happens at the end of an outermost iteration."""
         threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
         if threshold == 0.0:
             return OnlyWeigh()

@@ -12,6 +12,7 @@ import os
 import sys
 from types import FrameType
 
+import flax
 import jax
 import numpyro
 
@@ -34,6 +35,7 @@ _LIBRARY_FOLDERS = tuple(
         *(os.path.join(os.path.dirname(_HERE), sibling) for sibling in ("models", "inference", "kernels")),
         os.path.dirname(jax.__file__),
         os.path.dirname(numpyro.__file__),
+        os.path.dirname(flax.__file__),
     )
 )
 
@@ -71,7 +73,7 @@ class AllParticlesDied(RuntimeError):
 
 
 def user_frame() -> FrameType | None:
-    """Return the innermost frame that belongs to neither this library, nor JAX, nor NumPyro."""
+    """Return the innermost frame that belongs to neither this library, nor JAX, NumPyro or flax."""
     frame = sys._getframe(1)
     while frame is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back

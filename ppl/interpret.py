@@ -265,8 +265,9 @@ class Interpreter:
         histories = out["history"]
         if plan.selects and plan.moves:
             moving = [i for i, flag in enumerate(plan.box["random"]) if flag]
-            for i, traced in zip(moving, _trace_back(out["ancestors"], [histories[i] for i in moving]), strict=True):
-                histories[i] = traced
+            traced = _trace_back(out["ancestors"], out["diagnostics"]["resampled"], [histories[i] for i in moving])
+            for i, history in zip(moving, traced, strict=True):
+                histories[i] = history
         variables = [
             frame.new_variable(Lane(jnp.moveaxis(h, 1, 0) if flag else h, flag))
             for h, flag in zip(histories, plan.box["random"], strict=True)
@@ -364,7 +365,7 @@ class Interpreter:
         def move(moving, log_weights):
             ancestors, new_weights, mass = selection.select(x["keys"][-1], log_weights, weighing)
             mass = jnp.asarray(mass, log_weights.dtype)
-            return jax.tree.map(lambda a: _take(a, ancestors), moving), new_weights, mass, ancestors
+            return _move(moving, ancestors), new_weights, mass, ancestors
 
         def stay(moving, log_weights):
             return moving, log_weights, jnp.zeros((), log_weights.dtype), jnp.arange(num, dtype=jnp.int32)
@@ -531,18 +532,37 @@ def _time_first(lane: Lane):
     return jnp.moveaxis(lane.array, 1, 0) if lane.random else lane.array
 
 
-def _trace_back(ancestors, histories: list[Any]) -> list[Any]:
+def _move(tree: Any, ancestors) -> Any:
+    """Replace every particle's arrays by its ancestor's.
+
+    Numbers of one type are moved side by side in one gather: looking an ancestor up costs more than copying it.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
+    for members in groups.values():
+        if len(members) == 1:
+            leaves[members[0]] = _take(leaves[members[0]], ancestors)
+        else:
+            rows = _take(jnp.stack([leaves[i] for i in members], axis=-1), ancestors)
+            for column, i in enumerate(members):
+                leaves[i] = rows[:, column]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _trace_back(ancestors, resampled, histories: list[Any]) -> list[Any]:
     """Return histories `[T, N, ...]` along the ancestral lines of the last particles."""
     if not histories:
         return []
 
     def step(index, x):
-        parents, rows = x
-        index = _take(parents, index)
+        parents, moved, rows = x
+        index = jax.lax.cond(moved, lambda: _take(parents, index), lambda: index)
         return index, [_take(row, index) for row in rows]
 
     last = jnp.arange(ancestors.shape[1], dtype=jnp.int32)
-    return jax.lax.scan(step, last, (ancestors, histories), reverse=True)[1]
+    return jax.lax.scan(step, last, (ancestors, resampled, histories), reverse=True)[1]
 
 
 def _finish_diagnostics(diagnostics: dict[str, Any], steps) -> dict[str, Any]:

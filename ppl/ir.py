@@ -19,7 +19,8 @@ A `Block` is a straight line of nodes:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -464,8 +465,8 @@ def _freeze(value: Any, name: str = ""):
         return _Identity(value)
     if callable(value) and name == "computation":  # lax.reduce: said again by its jaxpr
         return None
-    if isinstance(value, Callable) and not isinstance(value, type):
-        return _Identity(value)
+    if name == "rule":  # a batching rule: what JAX wraps anew at each call is the user's one function
+        value = inspect.unwrap(value)
     try:
         hash(value)
     except TypeError:

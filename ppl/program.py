@@ -35,6 +35,7 @@ from ppl.errors import (
     last_user_frame,
     source_text,
 )
+from ppl.networks import kept_whole
 from ppl.primitives import STATEMENTS, Staging, bind_given, staging_context
 
 __all__ = ["Model", "Program", "Site", "Staged", "condition", "model", "static"]
@@ -225,7 +226,8 @@ def _stage(program: Program, keep_rules: bool) -> Staged:
         return [_as_output(program, x) for x in flat_result]
 
     try:
-        closed = jax.make_jaxpr(flat_function)(*values)
+        with kept_whole(program.function, (program.args, program.kwargs)):
+            closed = jax.make_jaxpr(flat_function)(*values)
     except _BRANCH_ERRORS as error:
         raise _branch_error(error, staging) from error
     except ProgramError:

@@ -1,0 +1,59 @@
+# Every target alone is enough on a fresh machine with Python 3.11 or later.
+#
+#   make demo    a first look: environment, weights, the demonstration
+#   make test    ruff and the tests
+#   make lint    ruff alone
+#   make bench   the benchmarks, with torch as the reference
+#   make clean   remove the environment and what tools left behind (not the downloaded weights)
+#
+# PYTHON=/path/to/python chooses the interpreter; otherwise the first that runs and is new enough.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := test
+.PHONY: demo test lint bench clean weights
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed-test
+INSTALLED_BENCH := $(VENV)/.installed-bench
+
+demo: weights
+	$(BIN) scripts/demo.py
+
+test: lint weights
+	$(BIN) -m pytest
+
+lint: $(INSTALLED)
+	$(BIN) -m ruff check .
+
+bench: weights $(INSTALLED_BENCH)
+	$(BIN) benchmarks/run.py
+
+weights: $(INSTALLED)
+	@$(BIN) scripts/fetch_smollm2.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A candidate counts only if it runs: a version manager may leave a python3.12 on the path that does nothing but fail.
+$(BIN):
+	@for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "using $$candidate ($$("$$candidate" --version))"; \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11 or later that runs, with venv. Give one: make PYTHON=/path/to/python" >&2; exit 1
+
+$(INSTALLED): pyproject.toml | $(BIN)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+# pip takes torch from whatever index it is configured with; PyPI's wheel for Linux brings several gigabytes of CUDA.
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench-text]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""Resampling schemes: one a file, all ``(key, log_weights, num) -> ancestors``.
+
+Contract for every scheme, in float32 and up to 2^20 particles: the expected number of draws of a particle is
+``num`` times its normalised weight; ancestors are in range; a particle of weight zero is never drawn while
+another lives; equal weights never collapse; the same key gives the same ancestors.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from ppl.kernels.resampling.systematic import systematic
+
+__all__ = ["RESAMPLERS", "Resampler", "resolve", "systematic"]
+
+Resampler = Callable[..., jax.Array]
+"""``(key, log_weights[n], num=n) -> int32[num]``, ancestors."""
+
+RESAMPLERS: dict[str, Resampler] = {
+    "systematic": systematic,
+}
+"""The schemes by name."""
+
+
+def resolve(resampler: str | Resampler) -> Resampler:
+    """Find a resampling scheme by its name; a callable is passed through.
+
+    Args:
+        resampler: a key of `RESAMPLERS`, or a function ``(key, log_weights[n], num=n) -> int32[num]``.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: no scheme has this name.
+        TypeError: neither a name nor a callable.
+    """
+    if isinstance(resampler, str):
+        if resampler not in RESAMPLERS:
+            known = ", ".join(repr(name) for name in sorted(RESAMPLERS))
+            raise ValueError(f"`resampler` {resampler!r} is not known. Known are: {known}.")
+        return RESAMPLERS[resampler]
+    if not callable(resampler):
+        raise TypeError(
+            f"`resampler` must be a name or a function (key, log_weights, num), got {resampler!r}."
+        )
+    return resampler

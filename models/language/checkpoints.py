@@ -1,0 +1,318 @@
+"""Checkpoints: a folder or a hub repository in the Hugging Face layout, read without torch.
+
+A folder holds `config.json`, weights in `model.safetensors` or in the shards that `model.safetensors.index.json` lists,
+and the tokenizer's files. `build_decoder` turns named tensors into a `Decoder`; GGUF files go through it as well, with
+other names. Every tensor that the network needs must be there in its shape, and every tensor that is there must be
+needed or known to be redundant: what does not match is said by name.
+
+A linear map's tensor is `[out, in]` in most files and `[in, out]` in GPT-2's; ours is `[in, out]`, with queries, keys
+and values side by side, and gate and up.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (its import teaches NumPy the name bfloat16, which safetensors asks for)
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from ppl.models.language.config import DecoderConfig
+from ppl.models.language.decoder import Decoder
+
+__all__ = ["Tensors", "build_decoder", "locate", "read_folder"]
+
+_NAMES_LLAMA = {
+    "embedding": "model.embed_tokens.weight",
+    "final_norm": "model.norm",
+    "head": "lm_head.weight",
+    "attention_norm": "model.layers.{}.input_layernorm",
+    "query": "model.layers.{}.self_attn.q_proj",
+    "key": "model.layers.{}.self_attn.k_proj",
+    "value": "model.layers.{}.self_attn.v_proj",
+    "query_norm": "model.layers.{}.self_attn.q_norm",
+    "key_norm": "model.layers.{}.self_attn.k_norm",
+    "output": "model.layers.{}.self_attn.o_proj",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "gate": "model.layers.{}.mlp.gate_proj",
+    "up": "model.layers.{}.mlp.up_proj",
+    "down": "model.layers.{}.mlp.down_proj",
+}
+_NAMES_GPT2 = {
+    "embedding": "transformer.wte.weight",
+    "positions": "transformer.wpe.weight",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head.weight",
+    "attention_norm": "transformer.h.{}.ln_1",
+    "qkv": "transformer.h.{}.attn.c_attn",
+    "output": "transformer.h.{}.attn.c_proj",
+    "mlp_norm": "transformer.h.{}.ln_2",
+    "up": "transformer.h.{}.mlp.c_fc",
+    "down": "transformer.h.{}.mlp.c_proj",
+}
+# Tables of cosines and masks that old files carry; both are computed here.
+_REDUNDANT = re.compile(r".*\.rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+class Tensors:
+    """The named tensors of a checkpoint, which remembers what has been taken."""
+
+    def __init__(self, names: list[str], read: Callable[[str], np.ndarray], source: str):
+        """Wrap a file.
+
+        Args:
+            names: all tensors of the file.
+            read: reads one of them.
+            source: what to call the file in messages.
+        """
+        self.names, self.source = set(names), source
+        self._read, self._left = read, set(names)
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Read a tensor.
+
+        Args:
+            name: its name in the file.
+            shape: the shape that the configuration calls for.
+
+        Returns:
+            The array.
+
+        Raises:
+            ValueError: there is no such tensor, or its shape is another one.
+        """
+        if name not in self.names:
+            raise ValueError(f"{self.source} has no tensor `{name}`, which its configuration calls for.")
+        array = self._read(name)
+        if array.shape != shape:
+            raise ValueError(
+                f"tensor `{name}` in {self.source} has shape {array.shape}; its configuration calls for {shape}."
+            )
+        self._left.discard(name)
+        return array
+
+    def finish(self, redundant: Callable[[str], bool]) -> None:
+        """Check that nothing is left over.
+
+        Args:
+            redundant: tells which names may be left.
+
+        Raises:
+            ValueError: a tensor was neither taken nor redundant.
+        """
+        left = sorted(name for name in self._left if not redundant(name))
+        if left:
+            shown = ", ".join(f"`{name}`" for name in left[:4]) + (", ..." if len(left) > 4 else "")
+            raise ValueError(
+                f"{self.source} has {len(left)} tensors that a network of its configuration has no use for: "
+                f"{shown}."
+            )
+
+
+def locate(source: str | Path) -> Path:
+    """Find a checkpoint on this machine, or fetch it from the hub.
+
+    Args:
+        source: a folder, a `.gguf` file, or the id of a hub repository such as "HuggingFaceTB/SmolLM2-135M".
+
+    Returns:
+        The path of the folder or file.
+
+    Raises:
+        FileNotFoundError: nothing of that name here, and no hub repository either, or the hub could not be reached.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    accepted = "accepted are a folder, a .gguf file, and a hub id of the form owner/name"
+    if path.suffix == ".gguf" or path.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(f"`source` = {str(source)!r}: no such file or folder; {accepted}.")
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=_HUB_FILES))
+    except Exception as error:  # the client raises its own, the operating system's and its HTTP library's errors
+        raise FileNotFoundError(
+            f"`source` = {str(source)!r}: no such file or folder here, and the Hugging Face hub gave no repository of "
+            f"that name or could not be reached ({type(error).__name__}: {str(error).splitlines()[0]}); {accepted}."
+        ) from error
+
+
+def read_folder(folder: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
+    """Read a checkpoint in the Hugging Face layout.
+
+    Args:
+        folder: holds `config.json`, safetensors and the tokenizer's files.
+        dtype: of the weights on the device.
+
+    Returns:
+        The network, its configuration, and the tokenizer.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: the configuration is not supported, or the tensors do not fit it.
+    """
+    settings = _read_json(folder, "config.json")
+    config = DecoderConfig.from_hf(settings)
+    tokenizer = _read_tokenizer(folder)
+    decoder = build_decoder(
+        config,
+        _open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else ""),
+        _NAMES_GPT2 if config.architecture == "gpt2" else _NAMES_LLAMA,
+        dtype=dtype,
+        kernels_in_out=config.architecture == "gpt2",
+        redundant=lambda name: (
+            bool(_REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight")
+        ),
+    )
+    return decoder, config, tokenizer
+
+
+def generation_end_tokens(folder: Path) -> tuple[int, ...]:
+    """The end tokens that `generation_config.json` adds to the configuration's; empty without the file."""
+    if not (folder / "generation_config.json").exists():
+        return ()
+    tokens = _read_json(folder, "generation_config.json").get("eos_token_id")
+    return () if tokens is None else (tokens,) if isinstance(tokens, int) else tuple(tokens)
+
+
+def build_decoder(
+    config: DecoderConfig,
+    tensors: Tensors,
+    names: Mapping[str, str],
+    *,
+    dtype: Any,
+    kernels_in_out: bool = False,
+    interleaved: bool = False,
+    redundant: Callable[[str], bool] = lambda name: False,
+) -> Decoder:
+    """Make a network of a checkpoint's tensors.
+
+    Args:
+        config: the shape.
+        tensors: the checkpoint.
+        names: what the checkpoint calls each part, with `{}` for the layer.
+        dtype: of the weights on the device.
+        kernels_in_out: the linear maps are stored `[in, out]`.
+        interleaved: queries and keys are stored for rotations of the pairs `(2 i, 2 i + 1)`.
+        redundant: tells which tensors may be left over.
+
+    Returns:
+        The network, on the default device.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of a wrong shape; the message names it.
+    """
+    c = config
+
+    def kernel(part: str, layer: int, width_in: int, width_out: int, bias: bool, heads: int = 0) -> list[np.ndarray]:
+        name = names[part].format(layer)
+        shape = (width_in, width_out) if kernels_in_out else (width_out, width_in)
+        array = tensors.take(f"{name}.weight", shape)
+        arrays = [array.T if kernels_in_out else array]
+        if bias:
+            arrays.append(tensors.take(f"{name}.bias", (width_out,)))
+        return [_half_split(array, heads) if heads and interleaved else array for array in arrays]
+
+    def linear(*parts: list[np.ndarray]) -> dict[str, Any]:
+        # Rows are outputs: parts of one product are put below each other, then all is turned to [in, out].
+        stacked = [np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*parts, strict=True)]
+        return {"kernel": place(stacked[0].T)} | ({"bias": place(stacked[1])} if len(stacked) > 1 else {})
+
+    def norm(name: str, width: int, kind: str = c.norm) -> dict[str, Any]:
+        scale = {"scale": place(tensors.take(f"{name}.weight", (width,)))}
+        return scale | ({"bias": place(tensors.take(f"{name}.bias", (width,)))} if kind == "layer" else {})
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jnp.asarray(np.ascontiguousarray(array), dtype=dtype)
+
+    def block(layer: int) -> dict[str, Any]:
+        hidden, inner, own = c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim
+        shared = c.num_kv_heads * c.head_dim
+        if "qkv" in names:
+            qkv = [kernel("qkv", layer, hidden, own + 2 * shared, c.qkv_bias)]
+        else:
+            qkv = [
+                kernel("query", layer, hidden, own, c.qkv_bias, c.num_heads),
+                kernel("key", layer, hidden, shared, c.qkv_bias, c.num_kv_heads),
+                kernel("value", layer, hidden, shared, c.qkv_bias),
+            ]
+        up = [kernel(part, layer, hidden, inner, c.mlp_bias) for part in (("gate", "up") if c.gated else ("up",))]
+        weights = {
+            "attention_norm": norm(names["attention_norm"].format(layer), hidden),
+            "qkv": linear(*qkv),
+            "output": linear(kernel("output", layer, own, hidden, c.output_bias)),
+            "mlp_norm": norm(names["mlp_norm"].format(layer), hidden),
+            "up": linear(*up),
+            "down": linear(kernel("down", layer, inner, hidden, c.mlp_bias)),
+        }
+        if c.qk_norm:
+            weights["query_norm"] = norm(names["query_norm"].format(layer), c.head_dim, "rms")
+            weights["key_norm"] = norm(names["key_norm"].format(layer), c.head_dim, "rms")
+        return weights
+
+    weights = {
+        "embedding": place(tensors.take(names["embedding"], (c.vocab_size, c.hidden_size)).T),
+        "final_norm": norm(names["final_norm"], c.hidden_size),
+        "blocks": {layer: block(layer) for layer in range(c.num_layers)},
+    }
+    if c.positions == "learned":
+        weights["positions"] = place(tensors.take(names["positions"], (c.context_length, c.hidden_size)))
+    if not c.tied_embeddings:
+        weights["head"] = place(tensors.take(names["head"], (c.vocab_size, c.hidden_size)).T)
+    tensors.finish(redundant)
+
+    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graph, state)
+
+
+def _half_split(array: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder the rows of each head from pairs `(2 i, 2 i + 1)` to pairs `(i, i + D / 2)`."""
+    rows = array.reshape(heads, -1, 2, *array.shape[1:])
+    return rows.swapaxes(1, 2).reshape(array.shape)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no {name}; a checkpoint folder holds config, safetensors and tokenizer.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _open_safetensors(folder: Path, prefix: str) -> Tensors:
+    """The tensors of a folder, in one file or in shards; names that lack `prefix` get it."""
+    if (folder / "model.safetensors.index.json").exists():
+        paths = sorted(set(_read_json(folder, "model.safetensors.index.json")["weight_map"].values()))
+    else:
+        paths = ["model.safetensors"]
+    where, stored = {}, {}
+    for path in paths:
+        if not (folder / path).exists():
+            raise FileNotFoundError(f"{folder} has no {path}; weights are read from safetensors files alone.")
+        try:
+            file = safe_open(folder / path, framework="numpy")
+        except SafetensorError as error:
+            raise ValueError(f"{folder / path} is not a whole safetensors file: {error}.") from error
+        for name in file.keys():
+            known = name if name.startswith((prefix, "lm_head.")) else prefix + name
+            where[known], stored[known] = file, name
+    return Tensors(list(where), lambda name: where[name].get_tensor(stored[name]), str(folder))
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
+    from transformers import AutoTokenizer  # takes seconds to import, and GGUF files do not need it
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -1,0 +1,136 @@
+"""A first look: a language model writes freely, then under a program, then a state-space model with a known answer.
+
+Run by `make demo`; needs the weights that `scripts/fetch_smollm2.py` puts into the cache.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+import ppl
+from ppl.inference import SMC, ImportanceSampling
+from ppl.models import LanguageModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fetch_smollm2 import fetch  # noqa: E402
+
+PARTICLES = 32
+
+
+def title(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}\n{'=' * len(text)}")
+
+
+def timed(label: str, run):
+    start = time.perf_counter()
+    result = jax.block_until_ready(run())
+    print(f"  [{label}: {time.perf_counter() - start:.1f} s]")
+    return result
+
+
+# A sentence without the letter e --------------------------------------------------------------------------------------
+
+
+def sentence_without_e(lm: LanguageModel):
+    """Build the model: it writes a sentence of plain words, none with an e, that ends in a full stop."""
+    plain = np.array([word.isascii() and all(c.isalpha() or c in " ,.'" for c in word) for word in lm.vocabulary])
+    stops = np.array([word.rstrip().endswith(".") for word in lm.vocabulary])
+    no_e = np.array(["e" not in word.lower() for word in lm.vocabulary])
+    words, full_stop = jnp.asarray(plain & no_e & ~stops), jnp.asarray(plain & no_e & stops)
+
+    @ppl.model
+    def program(prompt, min_tokens, max_tokens):
+        def write(state, t):
+            law = lm.next_token(state["text"])
+            allowed = words | (full_stop & (t >= min_tokens))
+            token = ppl.sample("token", law, proposal=law.restrict(allowed))
+            text = lm.extend(state["text"], token)
+            return {"text": text, "length": state["length"] + 1, "done": full_stop[token]}, token
+
+        start = {"text": lm.prefill(prompt), "length": 0, "done": jnp.array(False)}
+        state, tokens = ppl.scan(write, start, jnp.arange(max_tokens), until=lambda state: state["done"])
+        ppl.factor("ends", jnp.where(state["done"], 0.0, -jnp.inf))
+        return {"tokens": tokens, "length": state["length"]}
+
+    return program
+
+
+def show_texts(lm: LanguageModel, posterior, rows: int = 5) -> None:
+    texts = lm.decode(posterior.value["tokens"], length=posterior.value["length"])
+    weights: dict[str, float] = {}
+    for text, weight in zip(texts, np.asarray(posterior.weights), strict=True):
+        weights[text] = weights.get(text, 0.0) + float(weight)
+    for text, weight in sorted(weights.items(), key=lambda item: -item[1])[:rows]:
+        print(f"    {weight:6.3f}  {text.strip()!r}")
+
+
+# A state-space model --------------------------------------------------------------------------------------------------
+
+
+@ppl.model
+def walk(observations, scale=1.0):
+    drift = ppl.sample("drift", dist.Normal(0.0, scale))
+
+    def step(x, y):
+        x = ppl.sample("x", dist.Normal(x + drift, 1.0))
+        ppl.observe("y", dist.Normal(x, 0.5), y)
+        return x, x
+
+    _, path = ppl.scan(step, 0.0, observations)
+    return {"drift": drift, "path": path}
+
+
+def exact_walk(observations, scale: float = 1.0) -> tuple[float, float, float]:
+    """Return log-evidence, posterior mean and sd of the drift: everything is jointly Gaussian."""
+    y = np.asarray(observations, np.float64)
+    t = np.arange(1, len(y) + 1)
+    covariance = np.minimum.outer(t, t) + scale**2 * np.outer(t, t) + 0.25 * np.eye(len(y))
+    solved = np.linalg.solve(covariance, np.stack([y, scale**2 * t], axis=1))
+    log_evidence = -0.5 * (y @ solved[:, 0] + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    return log_evidence, scale**2 * t @ solved[:, 0], float(np.sqrt(scale**2 - scale**2 * t @ solved[:, 1]))
+
+
+def main() -> None:
+    print(f"genppl {ppl.__version__} on {jax.devices()[0].device_kind or jax.default_backend()}, JAX {jax.__version__}")
+    lm = timed("weights read", lambda: LanguageModel.load(fetch()))
+    print(f"  {lm}")
+
+    title("1. A completion, sampled freely: no factor, so every weight is equal and Z = 1")
+    story = lm.complete("Once upon a time, in a small village by the sea,", max_tokens=32)
+    posterior = timed("compiled and run", lambda: ppl.infer(story, ImportanceSampling(4), seed=1))
+    for text in posterior.texts[:3]:
+        print(f"    {text!r}")
+
+    title("2. A sentence without the letter e: one program, two algorithms")
+    program = sentence_without_e(lm)(lm.chat_prompt([{"role": "user", "content": "Write one sentence about a rainy day."}]), 8, 24)
+    for algorithm in (ImportanceSampling(PARTICLES), SMC(PARTICLES)):
+        posterior = timed("compiled and run", lambda algorithm=algorithm: ppl.infer(program, algorithm, seed=0))
+        print(
+            f"  {type(algorithm).__name__}({PARTICLES}): log-evidence {float(posterior.log_evidence):.2f}, "
+            f"effective sample size {float(posterior.ess):.1f} of {PARTICLES}"
+        )
+        show_texts(lm, posterior)
+
+    title("3. A random walk with unknown drift: the answer is known")
+    observations = jnp.cumsum(0.4 + jnp.sin(jnp.arange(40.0)))
+    posterior = timed("compiled and run", lambda: ppl.infer(walk(observations), SMC(4096), seed=0))
+    log_evidence, mean, sd = exact_walk(observations)
+    drift, weights = np.asarray(posterior.value["drift"]), np.asarray(posterior.weights)
+    estimate = weights @ drift
+    rows = [
+        ["", "exact", "SMC(4096)"],
+        ["log-evidence", f"{log_evidence:.3f}", f"{float(posterior.log_evidence):.3f}"],
+        ["drift, mean", f"{mean:.3f}", f"{estimate:.3f}"],
+        ["drift, sd", f"{sd:.3f}", f"{np.sqrt(weights @ (drift - estimate) ** 2):.3f}"],
+    ]
+    for row in rows:
+        print(f"    {row[0]:14s}{row[1]:>10s}{row[2]:>12s}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Models for the language tests: the recorded tiny networks, and the real one where its weights are."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ppl.models.language import LanguageModel
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "language"
+TINY = ("llama2", "llama3", "llama_linear", "llama_tied", "qwen2", "qwen3", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct; `scripts/fetch_smollm2.py` fetches it."""
+    cache = os.environ.get("GENPPL_CACHE") or Path.home() / ".cache" / "genppl"
+    path = Path(os.environ.get("GENPPL_SMOLLM2") or Path(cache) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if not path.exists():
+        pytest.fail(f"{path} is missing: run `python scripts/fetch_smollm2.py` or set GENPPL_SMOLLM2.")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path) -> LanguageModel:
+    """The real network, read once."""
+    return LanguageModel.load(smollm2_path, dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 128 tokens: three special ones and 125 bytes, without merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:125]
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, byte_tokenizer):
+    """A function from a fixture's name to a folder with network and tokenizer."""
+    root = tmp_path_factory.mktemp("tiny")
+    for name in TINY:
+        shutil.copytree(FIXTURES / name, root / name)
+        byte_tokenizer.save_pretrained(root / name)
+    return lambda name: root / name
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """A function from a fixture's name to the loaded model, each read once."""
+    loaded = {}
+
+    def load(name: str) -> LanguageModel:
+        if name not in loaded:
+            loaded[name] = LanguageModel.load(tiny_folder(name), dtype=np.float32)
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """A function from a fixture's name to the recorded tokens and logits."""
+    return lambda name: np.load(FIXTURES / name / "expected.npz")

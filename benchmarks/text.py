@@ -1,9 +1,9 @@
 """Text: tokens per second against torch, the cost of SMC over plain sampling, the first call, and memory.
 
-    python -m benchmarks.text speed       1, 8 and 32 particles against transformers' generate on torch (CPU, float32)
-    python -m benchmarks.text overhead    SMC with a trivial factor against plain sampling
-    python -m benchmarks.text first       first call of 32 particles, 32 tokens, in a fresh process
-    python -m benchmarks.text memory      32 particles after a prompt of 512 tokens
+python -m benchmarks.text speed       1, 8 and 32 particles against transformers' generate on torch (CPU, float32)
+python -m benchmarks.text overhead    SMC with a trivial factor against plain sampling
+python -m benchmarks.text first       first call of 32 particles, 32 tokens, in a fresh process
+python -m benchmarks.text memory      32 particles after a prompt of 512 tokens
 """
 
 import statistics
@@ -59,7 +59,11 @@ def speed() -> None:
             if repeat:  # the first call compiles
                 times["torch generate"].append(torch.median_seconds)
                 times["ppl"].append(seconds)
-        report(f"{num} particles, {NEW_TOKENS} tokens, prompt's prefill included", times, (num * NEW_TOKENS, "tokens/s"))
+        report(
+            f"{num} particles, {NEW_TOKENS} tokens, prompt's prefill included",
+            times,
+            (num * NEW_TOKENS, "tokens/s"),
+        )
         gain = statistics.median(a / b for a, b in zip(times["torch generate"], times["ppl"], strict=True))
         print(f"  ppl writes {gain:.2f} times the tokens of torch in the same time")
 
@@ -70,7 +74,9 @@ def overhead() -> None:
     ways = {
         "plain sampling": lambda seed: ppl.infer(program(False), ImportanceSampling(32), seed=seed).value,
         "SMC with a trivial factor": lambda seed: ppl.infer(program(True), SMC(32), seed=seed).value,
-        "SMC, resampling at every step": lambda seed: ppl.infer(program(True), SMC(32, ess_threshold=1.0), seed=seed).value,
+        "SMC, resampling at every step": lambda seed: (
+            ppl.infer(program(True), SMC(32, ess_threshold=1.0), seed=seed).value
+        ),
     }
     report("32 particles, 32 tokens", side_by_side(ways, 7), (32 * NEW_TOKENS, "tokens/s"))
 
@@ -79,7 +85,9 @@ def first() -> None:
     print("first call of 32 particles, 32 tokens, compilation included, fresh processes")
     seconds = []
     for _ in range(3):
-        out = subprocess.run([sys.executable, "-m", "benchmarks.text", "_first"], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-m", "benchmarks.text", "_first"], capture_output=True, text=True, check=True
+        )
         seconds.append(float(out.stdout.split()[-1]))
     print(f"  median {statistics.median(seconds):.1f} s of {', '.join(f'{s:.1f}' for s in seconds)}")
 
@@ -96,7 +104,9 @@ def memory() -> None:
     tokens = (lm.encode("All work and no play makes Jack a dull boy. ") * 64)[:512]
     config = lm.config
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(lm.dtype).itemsize
-    print(f"keys and values of one token: {token_bytes / 2**10:.0f} KiB; of the 512-token prompt: {512 * token_bytes / 2**20:.1f} MiB")
+    print(
+        f"keys and values of one token: {token_bytes / 2**10:.0f} KiB; of the 512-token prompt: {512 * token_bytes / 2**20:.1f} MiB"
+    )
     for num in (1, 8, 32):
         compiled = lower(lm.complete(tokens, max_tokens=32), SMC(num)).compile()
         used = compiled.memory_analysis().temp_size_in_bytes

@@ -44,8 +44,12 @@ def main() -> None:
         return ppl.infer(walk(observations), SMC(NUM_PARTICLES), seed=seed)
 
     exact = kalman_log_evidence(observations)
-    print(f"log Z: exact {exact:.2f}, ours {float(ours(0).log_evidence):.2f}, by hand {float(by_hand(0).log_evidence):.2f}")
-    seconds = side_by_side({"by hand": by_hand, "ppl, compiled run": ours, "ppl.infer, staging included": whole_call}, REPEATS)
+    print(
+        f"log Z: exact {exact:.2f}, ours {float(ours(0).log_evidence):.2f}, by hand {float(by_hand(0).log_evidence):.2f}"
+    )
+    seconds = side_by_side(
+        {"by hand": by_hand, "ppl, compiled run": ours, "ppl.infer, staging included": whole_call}, REPEATS
+    )
     report(f"walk, N = {NUM_PARTICLES}, T = {NUM_STEPS}", seconds)
 
 

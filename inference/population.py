@@ -41,7 +41,12 @@ class OnlyWeigh:
 
 
 def run_population(
-    program: Program, algorithm: PopulationAlgorithm, key, *, keep: frozenset[str] | None, progress: bool | None
+    program: Program,
+    algorithm: PopulationAlgorithm,
+    key,
+    *,
+    keep: frozenset[str] | None,
+    progress: bool | None,
 ) -> Posterior:
     """Run a population through a program.
 
@@ -90,7 +95,9 @@ def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str] | None, show: b
 
     def run(staged: Staged, inputs, given, key) -> Posterior:
         progress = progress_bar.report if show else None
-        result = Interpreter(num, algorithm.selection(), keep=keep, progress=progress).run(staged.block, inputs, key, given)
+        result = Interpreter(num, algorithm.selection(), keep=keep, progress=progress).run(
+            staged.block, inputs, key, given
+        )
         return population_posterior(
             result.log_weights,
             result.log_mass,
@@ -114,7 +121,9 @@ def _complete(posterior: Posterior, staged: Staged, program: Program) -> Posteri
     """Add what needs no compiled run: sites that are always present, and how to read the value as text."""
     num = posterior.num_particles
     present = {
-        name: posterior.present[name] if name in posterior.present else jnp.ones((num, *staged.sites[name].time_shape), bool)
+        name: posterior.present[name]
+        if name in posterior.present
+        else jnp.ones((num, *staged.sites[name].time_shape), bool)
         for name in posterior.sites
     }
     diagnostics = dict(posterior.diagnostics)

@@ -93,4 +93,8 @@ class Resampling(OnlyWeigh):
         stay = jnp.arange(self.num_particles, dtype=jnp.int32)
         ancestors = jnp.where(all_dead, stay, jnp.asarray(ancestors, jnp.int32))
         new_weights = jnp.where(all_dead, log_weights, 0.0)
-        return ancestors, new_weights, jnp.where(all_dead, 0.0, weighing.log_sum - jnp.log(float(self.num_particles)))
+        return (
+            ancestors,
+            new_weights,
+            jnp.where(all_dead, 0.0, weighing.log_sum - jnp.log(float(self.num_particles))),
+        )

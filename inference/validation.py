@@ -21,7 +21,9 @@ def require_fraction(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number, got {value!r} ({type(value).__name__}).")
     if not value >= 0.0:
-        raise ValueError(f"`{name}` must be at least 0 (a fraction of the particles; 1 or more always resamples), got {value}.")
+        raise ValueError(
+            f"`{name}` must be at least 0 (a fraction of the particles; 1 or more always resamples), got {value}."
+        )
 
 
 def refuse_state(algorithm: Any, state: Any) -> None:

@@ -97,7 +97,9 @@ def scan(
 
     stop, stop_constants = None, []
     if until is not None:
-        stop, stop_constants = trace(lambda *flat: _as_bool(until(jax.tree.unflatten(tree, flat)), where), *_types(leaves))
+        stop, stop_constants = trace(
+            lambda *flat: _as_bool(until(jax.tree.unflatten(tree, flat)), where), *_types(leaves)
+        )
     outputs = loop_p.bind(
         *constants, *stop_constants, *leaves, *xs_leaves,
         body=body, until=stop, num_constants=len(constants), num_until_constants=len(stop_constants),
@@ -122,7 +124,9 @@ def _trace_step(step, tree, leaves, xs_tree, x_types):
         carry = jax.tree.unflatten(tree, flat[: len(leaves)])
         result = step(carry, jax.tree.unflatten(xs_tree, flat[len(leaves) :]))
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise SiteTypeError(f"ppl.scan at {user_line()}: the step must return (carry, y), got {type(result).__name__}.")
+            raise SiteTypeError(
+                f"ppl.scan at {user_line()}: the step must return (carry, y), got {type(result).__name__}."
+            )
         structure["slots"], new_carry = _end_iteration(result[0])
         carry_leaves, structure["carry"] = jax.tree.flatten(new_carry)
         y_leaves, structure["y"] = jax.tree.flatten(result[1])
@@ -139,7 +143,9 @@ def _types(leaves):
 def _length(leaves, length: int | None, where: str) -> int:
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     if None in lengths:
-        raise SiteValueError(f"ppl.scan at {where}: xs holds a scalar; every array of xs needs a leading axis to walk along.")
+        raise SiteValueError(
+            f"ppl.scan at {where}: xs holds a scalar; every array of xs needs a leading axis to walk along."
+        )
     lengths |= set() if length is None else {int(length)}
     if len(lengths) != 1:
         given = "neither xs nor length is given" if not lengths else f"xs and length say {sorted(lengths)}"

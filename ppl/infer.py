@@ -50,7 +50,10 @@ def infer(
         given = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
         raise TypeError(f"`algorithm` must be an algorithm object such as SMC(num_particles=100), got {given}.")
     key = _key(seed, key)
-    options: dict[str, Any] = {"keep": None if keep is None else frozenset(_names(keep)), "progress": progress}
+    options: dict[str, Any] = {
+        "keep": None if keep is None else frozenset(_names(keep)),
+        "progress": progress,
+    }
     if state is not None:
         options["state"] = state
     posterior = algorithm(program, key, **options)

@@ -180,7 +180,10 @@ class Interpreter:
             out_axes = [0 if flag else None for flag in out_random]
         in_axes = tuple(0 if flag else None for flag in random)
         results = jax.vmap(function, in_axes, out_axes, axis_size=self.num_particles)(*arrays)
-        return [Lane(array, True if out_random is None else flag) for array, flag in zip(results, out_random or results, strict=True)]
+        return [
+            Lane(array, True if out_random is None else flag)
+            for array, flag in zip(results, out_random or results, strict=True)
+        ]
 
     def _map(self, function: Callable, *lanes: Lane) -> Lane:
         """Apply an elementwise function of one particle's values to lanes."""
@@ -348,7 +351,10 @@ class Interpreter:
                 for old, new, same, scratch in zip(carry, new_carry, node.invariant, node.scratch, strict=True)
             ]
         new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
-        output = {"history": plan.collect(body, ys, active if done is not None else None), "blame": body.blame}
+        output = {
+            "history": plan.collect(body, ys, active if done is not None else None),
+            "blame": body.blame,
+        }
         if done is not None:
             new_state["done"] = plan.stopped(new_carry, state, done)
         if plan.selects:
@@ -438,7 +444,9 @@ class _LoopPlan:
     def state_of(self, carry: list[Lane]) -> dict[str, Any]:
         """Return the carried arrays, each with or without the particle axis as the fixpoint says."""
         changing = [
-            (lane, flag) for lane, flag, same in zip(carry, self.flags.carry, self.node.invariant, strict=True) if not same
+            (lane, flag)
+            for lane, flag, same in zip(carry, self.flags.carry, self.node.invariant, strict=True)
+            if not same
         ]
         return {"carry": [self.interpreter._full(lane) if flag else lane.array for lane, flag in changing]}
 

@@ -30,12 +30,28 @@ import numpy as np
 
 from ppl.primitives import Inner, draw_p, given_p, loop_p, record_p, score_p
 
-__all__ = ["Apply", "Block", "Draw", "Given", "Literal", "Loop", "Record", "Score", "Stretch", "flatten", "structural_key"]
+__all__ = [
+    "Apply",
+    "Block",
+    "Draw",
+    "Given",
+    "Literal",
+    "Loop",
+    "Record",
+    "Score",
+    "Stretch",
+    "flatten",
+    "structural_key",
+]
 
 # Equations whose inner program is run once, as it stands. The derivative rules of the custom ones matter only to
 # interpretations that differentiate, see `flatten`.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-_CUSTOM_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+_CUSTOM_RULES = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
 # Parameters that say nothing about what is computed.
 _IGNORED_PARAMS = {"name", "debug_info", "where"}
 
@@ -408,9 +424,7 @@ def structural_key(block: Block) -> tuple:
 def _node_key(node: Node) -> tuple:
     if isinstance(node, Apply):
         params = tuple(
-            (name, _freeze(value, name))
-            for name, value in sorted(node.params.items())
-            if name not in _IGNORED_PARAMS
+            (name, _freeze(value, name)) for name, value in sorted(node.params.items()) if name not in _IGNORED_PARAMS
         )
         return ("apply", node.primitive, _atoms(node.inputs), node.outputs, params)
     fields = []

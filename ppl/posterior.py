@@ -150,9 +150,16 @@ class Posterior:
         key = jax.random.key(seed) if isinstance(seed, int) else seed
         n = self.num_particles if n is None else n
         ancestors = systematic(key, self.log_weights, n)
-        value, sites, present = jax.tree.map(lambda a: jnp.asarray(a)[ancestors], (self.value, self.sites, self.present))
+        value, sites, present = jax.tree.map(
+            lambda a: jnp.asarray(a)[ancestors], (self.value, self.sites, self.present)
+        )
         return dataclasses.replace(
-            self, value=value, sites=sites, present=present, log_weights=jnp.full(n, -jnp.log(float(n))), ess=jnp.float32(n)
+            self,
+            value=value,
+            sites=sites,
+            present=present,
+            log_weights=jnp.full(n, -jnp.log(float(n))),
+            ess=jnp.float32(n),
         )
 
     def __repr__(self) -> str:

@@ -176,7 +176,9 @@ def _refuse_transformations(staging: Staging, statement: str) -> None:
     while trace is not None and trace is not staging.trace:
         kind = type(trace).__name__
         if "Batch" in kind:
-            raise _transformed(statement, "jax.vmap", "use a distribution with a batch shape, numpyro.plate or ppl.scan")
+            raise _transformed(
+                statement, "jax.vmap", "use a distribution with a batch shape, numpyro.plate or ppl.scan"
+            )
         if "JVP" in kind or "Linearize" in kind:
             raise _transformed(statement, "jax.grad", "differentiate ppl.log_density(program, sites) instead")
         trace = getattr(trace, "parent_trace", None)
@@ -321,7 +323,9 @@ def _bind_observation(staging: Staging, name: str, law, value, scale):
             f"both one shape, for instance by distribution.expand({list(value.shape)}) or a numpyro.plate."
         )
     if law.is_discrete and not (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_):
-        raise SiteTypeError(f"{label}: {type(law).__name__} is discrete, the value is {value.dtype}. Pass whole numbers.")
+        raise SiteTypeError(
+            f"{label}: {type(law).__name__} is discrete, the value is {value.dtype}. Pass whole numbers."
+        )
     _bind_score(staging, name, "observe", _log_density(law, value, scale))
     return value
 
@@ -403,7 +407,11 @@ def _in_support(law, value):
     base = support
     while hasattr(base, "base_constraint"):
         base = base.base_constraint
-    if support is None or base in (constraints.real, constraints.real_vector) or isinstance(base, type(constraints.dependent)):
+    if (
+        support is None
+        or base in (constraints.real, constraints.real_vector)
+        or isinstance(base, type(constraints.dependent))
+    ):
         return None
     inside = support(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):

@@ -311,7 +311,9 @@ def check_sites(staged: Staged, values: Mapping[str, Any], *, complete: bool) ->
     given = _check_values("sites", values, staged.sites, staged.statements)
     if complete:
         missing = [
-            name for name, s in staged.sites.items() if s.kind == "sample" and name not in given and name not in staged.given
+            name
+            for name, s in staged.sites.items()
+            if s.kind == "sample" and name not in given and name not in staged.given
         ]
         if missing:
             raise SiteValueError(f"values are missing for the sites {missing}. Give every sample site a value.")
@@ -323,18 +325,26 @@ def _check_values(role: str, values: Mapping[str, Any], sites: dict[str, Site], 
     for name, value in values.items():
         if name not in sites:
             known = sorted(n for n, s in sites.items() if s.kind == "sample")
-            what = "an observation or a factor, not a sample site" if name in statements else "not a site of the program"
+            what = (
+                "an observation or a factor, not a sample site" if name in statements else "not a site of the program"
+            )
             raise SiteValueError(f"{role}: {name!r} is {what}. Its sample sites are {known}.")
         site = sites[name]
         if site.kind != "sample":
             if role == "condition":
-                raise SiteValueError(f"condition: {name!r} is a deterministic value; only sample sites can be observed.")
+                raise SiteValueError(
+                    f"condition: {name!r} is a deterministic value; only sample sites can be observed."
+                )
             continue
         array = value if hasattr(value, "weak_type") else jnp.asarray(value)
         if array.shape != site.shape:
-            raise SiteValueError(f"{role}: the value of {name!r} has shape {array.shape}, the site ({site.where}) has {site.shape}.")
+            raise SiteValueError(
+                f"{role}: the value of {name!r} has shape {array.shape}, the site ({site.where}) has {site.shape}."
+            )
         if jnp.issubdtype(site.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.integer):
-            raise SiteTypeError(f"{role}: the value of {name!r} is {array.dtype}, the site ({site.where}) holds {site.dtype}.")
+            raise SiteTypeError(
+                f"{role}: the value of {name!r} is {array.dtype}, the site ({site.where}) holds {site.dtype}."
+            )
         given[name] = array if array.dtype == site.dtype else array.astype(site.dtype)
     return given
 
@@ -346,7 +356,9 @@ def _refuse_hidden_statements(jaxpr, inside: str | None = None) -> None:
             if inside is not None:
                 name = eqn.params.get("name")
                 what = f"the statement {name!r}" if name else "ppl.scan"
-                remedy = "use ppl.scan" if inside in ("scan", "while") else "compute both values and select with jnp.where"
+                remedy = (
+                    "use ppl.scan" if inside in ("scan", "while") else "compute both values and select with jnp.where"
+                )
                 raise MisplacedSite(
                     f"{what} at {eqn.params['where']} stands inside a jax.lax.{_FRIENDLY.get(inside, inside)} of your own, where "
                     f"no inference algorithm can see it: {remedy}."
@@ -356,7 +368,14 @@ def _refuse_hidden_statements(jaxpr, inside: str | None = None) -> None:
                     _refuse_hidden_statements(program.jaxpr)
             continue
         name = eqn.primitive.name
-        transparent = name in ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+        transparent = name in (
+            "jit",
+            "pjit",
+            "closed_call",
+            "core_call",
+            "custom_jvp_call",
+            "custom_vjp_call",
+        )
         for inner in jex.jaxprs_in_params(eqn.params):
             _refuse_hidden_statements(getattr(inner, "jaxpr", inner), inside if transparent else name)
 

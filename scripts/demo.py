@@ -107,7 +107,9 @@ def main() -> None:
         print(f"    {text!r}")
 
     title("2. A sentence without the letter e: one program, two algorithms")
-    program = sentence_without_e(lm)(lm.chat_prompt([{"role": "user", "content": "Write one sentence about a rainy day."}]), 8, 24)
+    program = sentence_without_e(lm)(
+        lm.chat_prompt([{"role": "user", "content": "Write one sentence about a rainy day."}]), 8, 24
+    )
     for algorithm in (ImportanceSampling(PARTICLES), SMC(PARTICLES)):
         posterior = timed("compiled and run", lambda algorithm=algorithm: ppl.infer(program, algorithm, seed=0))
         print(

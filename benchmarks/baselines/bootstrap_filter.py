@@ -161,9 +161,7 @@ def _trace_back(xs: jax.Array, ancestors: jax.Array, resampled: jax.Array) -> ja
 
     def step(index: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         x, ancestor, was_resampled = inputs
-        index = lax.cond(
-            was_resampled, lambda: ancestor.at[index].get(mode="promise_in_bounds"), lambda: index
-        )
+        index = lax.cond(was_resampled, lambda: ancestor.at[index].get(mode="promise_in_bounds"), lambda: index)
         return index, x.at[index].get(mode="promise_in_bounds")
 
     last = jnp.arange(xs.shape[1], dtype=jnp.int32)

@@ -34,7 +34,7 @@ __all__ = ["TextState", "write_slot"]
         "position",
         "hidden",
     ],
-    meta_fields=["context_length"],
+    meta_fields=["context_length", "free", "used"],
 )
 @dataclasses.dataclass(frozen=True)
 class TextState:
@@ -51,6 +51,8 @@ class TextState:
         position: position of the next token in the text.
         hidden: last hidden state after the final norm; the head makes the next token's logits of it.
         context_length: largest number of positions of the model; static.
+        free: how many slots are certainly free; static. Outside of loops `LanguageModel.extend` makes room when none is.
+        used: inside a `ppl.scan`, how many slots this iteration has used so far; None outside; static.
     """
 
     prompt_keys: Float[Array, "L S Hkv D"]
@@ -63,11 +65,19 @@ class TextState:
     position: Int[Array, ""]
     hidden: Float[Array, "E"]
     context_length: int = dataclasses.field(default=0)
+    free: int = dataclasses.field(default=0)
+    used: int | None = dataclasses.field(default=None)
 
     @property
     def slots(self) -> int:
         """Number of slots for tokens after the prompt, C."""
         return self.keys.shape[-3]
+
+    @property
+    def room_in_context(self) -> int:
+        """How many more slots the model's context has room for; where the prompt's length is traced, at most that many."""
+        prompt = 1 if isinstance(self.prompt_length, jax.core.Tracer) else int(self.prompt_length)
+        return self.context_length - prompt - self.slots
 
     def scratch(self) -> "TextState":
         """Which leaves may hold anything once the text has ended.
@@ -77,6 +87,29 @@ class TextState:
             through `valid` and by the next write; False for what a finished text must keep.
         """
         return self._structure(shared=False, caches=True, cursor=True, own=False)
+
+    # What `ppl.scan` asks a node of its carry, see `ppl.control_flow.LoopCarry`.
+
+    def enter_loop(self, slots: int) -> "TextState":
+        """The state at the head of a loop, with room for all that its iterations will write.
+
+        Args:
+            slots: how many slots all iterations together use. Inside another loop the outer one has made room.
+        """
+        if self.used is not None:
+            return dataclasses.replace(self, used=0)
+        state = self.reserve(max(slots - self.free, 0))
+        return dataclasses.replace(state, free=0, used=0)
+
+    def end_iteration(self) -> tuple["TextState", int]:
+        """The state as it enters the next iteration, and how many slots this one used."""
+        return dataclasses.replace(self, used=0), self.used or 0
+
+    def exit_loop(self, outer: "TextState", slots: int) -> "TextState":
+        """The state after a loop that used `slots` slots and was entered with `outer`."""
+        if outer.used is not None:
+            return dataclasses.replace(self, used=outer.used + slots)
+        return dataclasses.replace(self, free=max(outer.free - slots, 0), used=None)
 
     def particle_axes(self) -> "TextState":
         """The `in_axes` and `out_axes` of this state for a `vmap` over particles.
@@ -101,11 +134,10 @@ class TextState:
         """
         if slots < 0:
             raise ValueError(f"`slots` must be at least 0, got {slots}.")
-        prompt = 1 if isinstance(self.prompt_length, jax.core.Tracer) else int(self.prompt_length)
-        if prompt + self.slots + slots > self.context_length:
+        if slots > self.room_in_context:
             raise ValueError(
-                f"a prompt of {prompt} tokens with room for {self.slots + slots} more does not fit the model's context "
-                f"of {self.context_length}: at most {max(self.context_length - prompt, 0)} tokens may follow."
+                f"the model's context holds {self.context_length} tokens, and {self.room_in_context} places are left; "
+                f"{slots} more do not fit."
             )
         if slots == 0:
             return self
@@ -120,6 +152,7 @@ class TextState:
             keys=grow(self.keys),
             values=grow(self.values),
             valid=jnp.concatenate([self.valid, unused], axis=-1),
+            free=self.free + slots,
         )
 
     def _structure(self, *, shared, caches, cursor, own) -> "TextState":
@@ -134,6 +167,8 @@ class TextState:
             position=own,
             hidden=own,
             context_length=self.context_length,
+            free=self.free,
+            used=self.used,
         )
 
 

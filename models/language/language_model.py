@@ -12,6 +12,7 @@ the weights are that program's constants, arrays that its runner can pass in.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ppl.models.language.cache import TextState
 from ppl.models.language.checkpoints import generation_end_tokens, locate, read_folder
+from ppl.models.language.completion import Completion
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder
 from ppl.models.language.next_token import NextToken
@@ -31,6 +33,7 @@ from ppl.models.language.next_token import NextToken
 __all__ = ["LanguageModel"]
 
 _SMALLEST_BUCKET = 16
+_GROWTH = 16  # slots that `extend` adds when it finds none, outside of loops
 _HEAD_ROWS = 64  # rows of logits that `log_prob` holds at a time
 
 
@@ -65,6 +68,7 @@ class LanguageModel:
         outside = [token for token in self.end_tokens if not 0 <= token < self.vocab_size]
         if outside:
             raise ValueError(f"`end_tokens` must be in [0, {self.vocab_size}), got {outside}.")
+        self.padding_token = self.end_tokens[0] if self.end_tokens else 0
         graph, self._weights = nnx.split(decoder)
         self.dtype = decoder.embedding.dtype
 
@@ -172,21 +176,57 @@ class LanguageModel:
         kept = array[: ends[0]] if ends.size else array
         return self.tokenizer.decode(kept.tolist(), skip_special_tokens=False)
 
+    def is_end(self, token: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether a token is one of the end tokens."""
+        return jnp.any(token == jnp.asarray(np.array(self.end_tokens, np.int32)))
+
+    @functools.cached_property
+    def vocabulary(self) -> list[str]:
+        """The text of every token by itself, `V` strings; part of a character reads as the replacement character."""
+        return [self.tokenizer.decode([token], skip_special_tokens=False) for token in range(self.vocab_size)]
+
+    # Whole generations.
+
+    def complete(self, prompt: str | Sequence[int], *, max_tokens: int) -> Completion:
+        """What the model writes after a prompt, as a process.
+
+        Args:
+            prompt: a text, or its tokens.
+            max_tokens: the budget, the end token counted.
+
+        Returns:
+            A `ppl.Process` whose value is `{"tokens": int32[max_tokens], "length": int32}`.
+
+        Raises:
+            ValueError: the prompt is empty, or prompt and budget do not fit the model's context.
+        """
+        return Completion(self, self._prompt_tokens(prompt), max_tokens)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Completion:
+        """What the model answers in a conversation, as a process like that of `complete`.
+
+        Args:
+            messages: dicts with `role` and `content`.
+            max_tokens: the budget, the end token counted.
+        """
+        return Completion(self, self.chat_prompt(messages), max_tokens)
+
     # The pieces of a generation.
 
-    def prefill(self, prompt: str | Sequence[int] | Int[Array, "T"], *, max_tokens: int = 128) -> TextState:
+    def prefill(self, prompt: str | Sequence[int] | Int[Array, "T"], *, max_tokens: int = 0) -> TextState:
         """Read a prompt.
 
         Args:
             prompt: a text, or its tokens.
-            max_tokens: how many tokens may follow, static; cut to what the context has room for.
+            max_tokens: how many tokens to make room for at once, static. `ppl.scan` makes room for its iterations, and
+                `extend` outside of loops for a few more whenever there is none, so this is seldom needed.
 
         Returns:
             The state after the prompt, with `max_tokens` slots. Prompts of the same bucket (16, 32, 64, ... tokens)
             differ in arrays alone, so that a program traced with one runs with the other.
 
         Raises:
-            ValueError: the prompt is empty or longer than the context, or `max_tokens` is negative.
+            ValueError: the prompt is empty, prompt and `max_tokens` exceed the context, or `max_tokens` is negative.
         """
         if max_tokens < 0:
             raise ValueError(f"`max_tokens` must be at least 0, got {max_tokens}.")
@@ -207,7 +247,12 @@ class LanguageModel:
             hidden=hidden,
             context_length=self.context_length,
         )
-        return state.reserve(min(max_tokens, self.context_length - len(tokens)))
+        if len(tokens) + max_tokens > self.context_length:
+            raise ValueError(
+                f"a prompt of {len(tokens)} tokens and `max_tokens` = {max_tokens} do not fit the model's context of "
+                f"{self.context_length} tokens."
+            )
+        return state.reserve(max_tokens)
 
     def next_token(self, state: TextState) -> NextToken:
         """The distribution of the next token.
@@ -224,22 +269,20 @@ class LanguageModel:
         """Read one more token.
 
         Args:
-            state: a text so far, with a free slot.
+            state: a text so far.
             token: the token, in [0, V).
 
         Returns:
             The state after it; the prompt's leaves are the same objects.
 
         Raises:
-            ValueError: no slot is free. Where the cursor is not known (while tracing), the hidden state becomes NaN
-                instead.
+            ValueError: the context of the model is full.
         """
-        if not isinstance(state.cursor, jax.core.Tracer) and int(state.cursor) >= state.slots:
-            raise ValueError(
-                f"all {state.slots} slots of the state are used; give `prefill` a larger `max_tokens`, or call "
-                "`state.reserve(slots)`."
-            )
-        keys, values, valid, hidden = self._extend(self._weights, state, jnp.asarray(token, jnp.int32))
+        if state.used is None and state.free == 0:
+            state = state.reserve(min(_GROWTH, max(state.room_in_context, 1)))
+        counted = {"free": state.free - 1} if state.used is None else {"used": state.used + 1}
+        plain = dataclasses.replace(state, free=0, used=None)  # what is counted is no part of the compiled step
+        keys, values, valid, hidden = self._extend(self._weights, plain, jnp.asarray(token, jnp.int32))
         return dataclasses.replace(
             state,
             keys=keys,
@@ -248,6 +291,7 @@ class LanguageModel:
             hidden=hidden,
             cursor=state.cursor + 1,
             position=state.position + 1,
+            **counted,
         )
 
     def log_prob(self, prompt: str, continuation: str) -> float:

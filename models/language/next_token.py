@@ -17,7 +17,7 @@ therefore taken only where its own weight is positive, and the last such one whe
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions.util import validate_sample
 
 __all__ = ["NextToken", "invert_cdf"]
@@ -48,6 +48,14 @@ class NextToken(dist.CategoricalLogits):
         flat = uniforms.reshape(*sample_shape, rows.shape[0], 2)
         tokens = jax.vmap(invert_cdf, in_axes=(0, -2), out_axes=-1)(rows, flat)
         return tokens.reshape(shape)
+
+    def restrict(self, allowed: Bool[Array, "V"]) -> "NextToken":
+        """The distribution given that the token is one of those allowed; as a proposal it forbids the others.
+
+        Args:
+            allowed: which tokens may be drawn, at least one that has positive probability.
+        """
+        return NextToken(logits=jnp.where(allowed, self.logits, -jnp.inf))
 
     @validate_sample
     def log_prob(self, value: Int[Array, "..."]) -> Float[Array, "..."]:

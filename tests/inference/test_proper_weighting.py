@@ -53,9 +53,7 @@ def stopping():
             ppl.factor("w", jnp.where(x == 1, 0.7, -0.3) * (1 + state["count"]))
             return {"count": state["count"] + 1, "stop": x == 1}, x
 
-        state, xs = ppl.scan(
-            step, {"count": 0, "stop": jnp.array(False)}, length=3, until=lambda s: s["stop"]
-        )
+        state, xs = ppl.scan(step, {"count": 0, "stop": jnp.array(False)}, length=3, until=lambda s: s["stop"])
         return {"bias": state["count"] % 2, "path": xs}
 
     return program()

@@ -73,9 +73,9 @@ def scan(
     length = _length(xs_leaves, length, where)
     x_types = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in xs_leaves]
 
-    carry, used = _enter(init, 0), 0
+    carry, used = _enter(init, length), 1
     # A fixpoint of two questions that only a trace of the step answers: what types the carry settles on
-    # (as in `jax.lax.scan`, a weakly typed leaf may be promoted) and how many entries an iteration uses.
+    # (as in `jax.lax.scan`, a weakly typed leaf may be promoted) and how many entries an iteration uses (mostly one).
     for _ in range(8):
         leaves, tree = jax.tree.flatten(carry)
         leaves = [jnp.asarray(leaf) for leaf in leaves]

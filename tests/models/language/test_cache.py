@@ -1,0 +1,163 @@
+"""Text states: sharing the prompt, padding, free slots, unused slots, and what `vmap` makes of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppl.models.language.cache import write_slot
+
+TOLERANCE = dict(rtol=2e-4, atol=2e-4)
+
+
+def prompt_of(expected, name="llama3", length=11):
+    return expected(name)["tokens"][:length]
+
+
+def test_bucket_size_does_not_change_the_logits(tiny, expected):
+    lm, tokens = tiny("llama3"), expected("llama3")["tokens"]
+    full = lm.forward(tokens[:16])
+    for length in (1, 2, 15, 16):  # one bucket
+        state = lm.prefill(tokens[:length], max_tokens=1)
+        assert state.prompt_keys.shape[1] == 16
+        np.testing.assert_allclose(lm.next_token(state).logits, full[length - 1], **TOLERANCE)
+    state = lm.prefill(tokens[:17], max_tokens=1)
+    assert state.prompt_keys.shape[1] == 32
+    np.testing.assert_allclose(lm.next_token(state).logits, lm.forward(tokens[:17])[16], **TOLERANCE)
+
+
+def test_number_of_slots_does_not_change_the_logits(tiny, expected):
+    lm, prompt = tiny("qwen3"), prompt_of(expected)
+    few = lm.extend(lm.prefill(prompt, max_tokens=1), 7)
+    many = lm.extend(lm.prefill(prompt, max_tokens=50), 7)
+    grown = lm.extend(lm.prefill(prompt, max_tokens=0).reserve(2).reserve(3), 7)
+    assert grown.slots == 5
+    np.testing.assert_allclose(few.hidden, many.hidden, **TOLERANCE)
+    np.testing.assert_allclose(few.hidden, grown.hidden, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt2"])
+def test_particles_share_the_prompt_and_go_their_own_way_under_vmap(tiny, expected, name):
+    lm, prompt = tiny(name), prompt_of(expected, name)
+    state = lm.prefill(prompt, max_tokens=6)
+    axes = state.particle_axes()
+    texts = jax.random.randint(jax.random.key(0), (5, 6), 3, 128)
+    population = jax.tree.map(
+        lambda axis, leaf: leaf if axis is None else jnp.broadcast_to(leaf, (5, *leaf.shape)),
+        axes,
+        state,
+        is_leaf=lambda axis: axis is None,
+    )
+    extend = jax.jit(jax.vmap(lm.extend, in_axes=(axes, 0), out_axes=axes))
+    for t in range(6):
+        population = extend(population, texts[:, t])
+    assert population.prompt_keys.shape == state.prompt_keys.shape
+    assert population.cursor.shape == () and population.cursor == 6
+    for text, hidden in zip(texts, population.hidden, strict=True):
+        logits = lm.forward(jnp.concatenate([prompt, text]))[-1]
+        np.testing.assert_allclose(lm.next_token(dataclasses.replace(state, hidden=hidden)).logits, logits, **TOLERANCE)
+
+
+def test_unused_slot_is_ignored_whatever_it_holds(tiny, expected):
+    lm, prompt = tiny("llama3"), prompt_of(expected)
+    state = lm.extend(lm.prefill(prompt, max_tokens=4), 9)
+    direct = lm.extend(state, 30)
+    # A particle that waits: the others' cursor moves on, its own slot 1 stays unused and holds anything.
+    waited = dataclasses.replace(
+        state, cursor=state.cursor + 1, keys=state.keys.at[:, 1].set(1e3), values=state.values.at[:, 1].set(-1e3)
+    )
+    later = lm.extend(waited, 30)
+    assert later.valid.tolist() == [True, False, True, False]
+    assert int(later.position) == int(direct.position) == len(prompt) + 2
+    np.testing.assert_allclose(later.hidden, direct.hidden, **TOLERANCE)
+
+
+def test_extend_returns_the_prompts_leaves_as_they_are(tiny, expected):
+    lm = tiny("llama3")
+    state = lm.prefill(prompt_of(expected), max_tokens=2)
+    after = lm.extend(state, 3)
+    for name in ("prompt_keys", "prompt_values", "prompt_length"):
+        assert getattr(after, name) is getattr(state, name)
+
+    def identical(state, token):
+        after = lm.extend(state, token)
+        assert after.prompt_keys is state.prompt_keys and after.prompt_length is state.prompt_length
+        return after.hidden
+
+    jax.make_jaxpr(identical)(state, jnp.int32(3))
+
+
+def test_scratch_has_the_states_structure_and_names_caches_and_cursor(tiny, expected):
+    state = tiny("llama3").prefill(prompt_of(expected), max_tokens=2)
+    scratch = state.scratch()
+    assert jax.tree.structure(scratch) == jax.tree.structure(state)
+    named = {field.name for field in dataclasses.fields(scratch) if getattr(scratch, field.name) is True}
+    assert named == {"keys", "values", "cursor"}
+
+
+def test_reserve_beyond_the_context_names_the_numbers(tiny, expected):
+    state = tiny("llama3").prefill(prompt_of(expected), max_tokens=10)
+    assert state.reserve(0) is state
+    with pytest.raises(ValueError, match=r"prompt of 11 tokens with room for 118 more .* context of 128: at most 117"):
+        state.reserve(108)
+    with pytest.raises(ValueError, match="`slots` must be at least 0, got -1"):
+        state.reserve(-1)
+
+
+def test_extend_without_a_free_slot_raises_or_gives_nan(tiny, expected):
+    lm = tiny("llama3")
+    state = lm.prefill(prompt_of(expected), max_tokens=1)
+    full = lm.extend(state, 3)
+    with pytest.raises(ValueError, match="all 1 slots of the state are used"):
+        lm.extend(full, 3)
+    assert bool(jnp.isfinite(full.hidden).all())
+    assert bool(jnp.isnan(jax.jit(lm.extend)(full, 3).hidden).all())
+
+
+@pytest.mark.parametrize("batched", [(True, True, False), (True, True, True), (False, True, False), (True, False, False)])
+def test_write_slot_means_the_same_under_vmap(batched):
+    cache, entry, slot = batched
+    key = jax.random.key(0)
+    caches = jax.random.normal(key, (3, 2, 4, 1, 5))
+    entries = jax.random.normal(key, (3, 1, 5))
+    slots = jnp.array([0, 2, 3])
+    arguments = [caches if cache else caches[0], entries if entry else entries[0], 1, slots if slot else slots[1]]
+    axes = (0 if cache else None, 0 if entry else None, None, 0 if slot else None)
+    got = jax.vmap(write_slot, in_axes=axes)(*arguments)
+    for n in range(3):
+        one = [caches[n if cache else 0], entries[n if entry else 0], slots[n if slot else 1]]
+        np.testing.assert_array_equal(got[n], one[0].at[1, one[2]].set(one[1]))
+
+
+def test_decoding_loop_copies_no_cache_and_no_weights(tiny, expected):
+    """The compiled loop of a population writes its caches in place; the kernels are read where they are."""
+    lm = tiny("llama2")
+    state, population = lm.prefill(prompt_of(expected), max_tokens=40), 6
+    axes = state.particle_axes()
+
+    def step(state, key):
+        token = lm.next_token(state).sample(key)
+        return lm.extend(state, token)
+
+    def run(weights, state, keys):
+        lm._weights, kept = weights, lm._weights
+        state = jax.tree.map(
+            lambda axis, leaf: leaf if axis is None else jnp.broadcast_to(leaf, (population, *leaf.shape)),
+            axes,
+            state,
+            is_leaf=lambda axis: axis is None,
+        )
+        vstep = jax.vmap(step, in_axes=(axes, 0), out_axes=axes)
+        result = jax.lax.scan(lambda state, keys: (vstep(state, keys), None), state, keys)[0]
+        lm._weights = kept
+        return result.hidden
+
+    keys = jax.random.split(jax.random.key(0), (4, population))
+    text = jax.jit(run).lower(lm._weights, state, keys).compile().as_text()
+    cache = f"f32[{population},{','.join(map(str, state.keys.shape))}]"
+    copies = [line for line in text.splitlines() if f"= {cache}" in line and " copy(" in line and "while/body" in line]
+    assert not copies
+    kernel = f"f32[{lm.config.hidden_size},{2 * lm.config.intermediate_size}]"
+    assert not [line for line in text.splitlines() if f"= {kernel}" in line and (" copy(" in line or "transpose" in line)]

@@ -105,14 +105,16 @@ def memory() -> None:
     config = lm.config
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(lm.dtype).itemsize
     print(
-        f"keys and values of one token: {token_bytes / 2**10:.0f} KiB; of the 512-token prompt: {512 * token_bytes / 2**20:.1f} MiB"
+        f"keys and values of one token: {token_bytes / 2**10:.0f} KiB; "
+        f"of the 512-token prompt: {512 * token_bytes / 2**20:.1f} MiB"
     )
     for num in (1, 8, 32):
         compiled = lower(lm.complete(tokens, max_tokens=32), SMC(num)).compile()
         used = compiled.memory_analysis().temp_size_in_bytes
         own = num * 32 * token_bytes
         print(
-            f"  {num:2d} particles: temporary memory {used / 2**20:7.1f} MiB; own caches {own / 2**20:6.1f} MiB; if the prompt were "
+            f"  {num:2d} particles: temporary memory {used / 2**20:7.1f} MiB; own caches {own / 2**20:6.1f} MiB; if "
+            "the prompt were "
             f"stored for each particle that alone would be {num * 512 * token_bytes / 2**20:7.1f} MiB"
         )
 

@@ -53,4 +53,5 @@ def machine() -> str:
         with open("/proc/cpuinfo") as info:
             names = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
         processor = names[0] if names else processor
-    return f"{os.cpu_count()} cores, {processor}; JAX {jax.__version__} on {device.platform}; Python {platform.python_version()}"
+    versions = f"JAX {jax.__version__} on {device.platform}; Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {processor}; {versions}"

@@ -1,7 +1,7 @@
-"""The `walk` program under SMC against a particle filter written by hand for it: N = 16384, T = 200, compiled runs only.
+"""The `walk` program under SMC against a particle filter written by hand for it: N = 16384, T = 200, compiled runs.
 
-Both sides draw in batches from one threefry key a step, resample with the library's `systematic` when the ESS falls below
-N / 2, keep ancestors and ESS, and return log Z, drift and traced-back paths.
+Both sides draw in batches from one threefry key a step, resample with the library's `systematic` when the ESS falls
+below N / 2, keep ancestors and ESS, and return log Z, drift and traced-back paths.
 """
 
 import jax
@@ -45,7 +45,8 @@ def main() -> None:
 
     exact = kalman_log_evidence(observations)
     print(
-        f"log Z: exact {exact:.2f}, ours {float(ours(0).log_evidence):.2f}, by hand {float(by_hand(0).log_evidence):.2f}"
+        f"log Z: exact {exact:.2f}, ours {float(ours(0).log_evidence):.2f}, "
+        f"by hand {float(by_hand(0).log_evidence):.2f}"
     )
     seconds = side_by_side(
         {"by hand": by_hand, "ppl, compiled run": ours, "ppl.infer, staging included": whole_call}, REPEATS

@@ -7,8 +7,8 @@ At the end of iteration t, with log-weights w_n and mean weight W = (1/N) sum_n 
     otherwise the weights are carried on.
     log Z_hat = log Z + log W at the end.                                                         (3)
 
-The resampler draws `E[offspring of n] = N W_n`, so (2) preserves the measure that the weighted population stands for, and
-E[Z_hat] = Z however the iterations at which to resample are chosen from the past (Del Moral, Doucet and Jasra, On
+The resampler draws `E[offspring of n] = N W_n`, so (2) preserves the measure that the weighted population stands for,
+and E[Z_hat] = Z however the iterations at which to resample are chosen from the past (Del Moral, Doucet and Jasra, On
 adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
 
 Source: Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), Algorithms 10.1 and 10.3.

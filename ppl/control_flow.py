@@ -25,8 +25,8 @@ __all__ = ["LoopCarry", "scan"]
 class LoopCarry(Protocol):
     """What a pytree node in the carry may tell `ppl.scan` about itself.
 
-    A node that grows, as the cache of a language model does, has a fixed shape inside a loop: room for all iterations is
-    made before it. The step is traced once to see how much one iteration uses.
+    A node that grows, as the cache of a language model does, has a fixed shape inside a loop: room for all iterations
+    is made before it. The step is traced once to see how much one iteration uses.
     """
 
     def enter_loop(self, slots: int) -> Any:
@@ -56,7 +56,8 @@ def scan(
         init: the first carry, a pytree of arrays.
         xs: a pytree of arrays with one leading axis length, or None.
         length: the number of iterations, needed where `xs` is None.
-        until: maps a carry to a bool, tested before each iteration, the first included. A particle for which it holds is
+        until: maps a carry to a bool, tested before each iteration, the first included. A particle for which it holds
+        is
             frozen: its carry stays, later iterations contribute no density, its ys and sites there are zeros.
 
     Returns:
@@ -83,7 +84,8 @@ def scan(
             body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types)
         if tree != out_tree:
             raise SiteTypeError(
-                f"ppl.scan at {where}: the step was given a carry of structure {tree} and returned {out_tree}. They must agree."
+                f"ppl.scan at {where}: the step was given a carry of structure {tree} and returned {out_tree}. "
+                "They must agree."
             )
         if slots != used:
             carry, used = _enter(init, slots * length), slots
@@ -166,7 +168,8 @@ def _promote(leaves, out_types, carry, where):
             leaf, changed = jax.lax.convert_element_type(leaf, out.dtype), True
         elif not (given.shape == out.shape and given.dtype == out.dtype):
             raise SiteTypeError(
-                f"ppl.scan at {where}: {path} enters the step as {given.str_short()} and leaves it as {out.str_short()}. "
+                f"ppl.scan at {where}: {path} enters the step as {given.str_short()} and leaves it as "
+                f"{out.str_short()}. "
                 "They must agree."
             )
         promoted.append(leaf)

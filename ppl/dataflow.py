@@ -39,7 +39,7 @@ def spread(block: Block, random_inputs: tuple[bool, ...], shared_given: frozense
 
 
 class LoopFlags(tuple):
-    """(carry, ys, done): which carry values and ys of a loop are random, and whether particles stop at their own time."""
+    """(carry, ys, done): which carry values and ys of a loop are random, and whether particles stop one by one."""
 
     __slots__ = ()
     carry = property(lambda self: self[0])

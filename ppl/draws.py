@@ -1,14 +1,14 @@
 """Drawing one value for each particle from one key.
 
 A sampler is a program from (parameters, key) to a value. Giving each particle a key of its own costs more than the
-draws do: at 16,384 particles twice the time of the random bits. The sampler is instead run once for the population, on a
-shared key, and each request for random bits is answered with bits for all particles:
+draws do: at 16,384 particles twice the time of the random bits. The sampler is instead run once for the population, on
+a shared key, and each request for random bits is answered with bits for all particles:
 
     bits = random_bits(key, shape)    becomes    bits = random_bits(key, (num_particles, *shape))
 
-Bits of one key are independent, so the particles' values are. That reading needs every random bit to come from a key that
-is the same for all particles. Samplers where it does not (rejection loops, keys derived from data, callbacks) get a
-key for each particle.
+Bits of one key are independent, so the particles' values are. That reading needs every random bit to come from a key
+that is the same for all particles. Samplers where it does not (rejection loops, keys derived from data, callbacks) get
+a key for each particle.
 """
 
 from __future__ import annotations

@@ -95,10 +95,12 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
     place = f"at step {step}" if step >= 0 else "outside of the loops"
     if outcome == Outcome.INVALID_WEIGHT:
         return InvalidWeight(
-            f"{algorithm!r}: the log-weight of a living particle became NaN or +inf {place}. It came from {named}. Check the "
+            f"{algorithm!r}: the log-weight of a living particle became NaN or +inf {place}. It came from {named}. "
+            "Check the "
             "distribution's parameters and the value there; a forbidden value has log-weight -inf."
         )
     return AllParticlesDied(
-        f"{algorithm!r}: all {posterior.num_particles} particles have weight zero {place}. They were killed by {named}. Use more "
+        f"{algorithm!r}: all {posterior.num_particles} particles have weight zero {place}. They were killed by "
+        f"{named}. Use more "
         "particles, a proposal that respects the constraint, or check that the program is possible."
     )

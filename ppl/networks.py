@@ -1,8 +1,8 @@
 """Keeping a user's flax networks whole when staging fails.
 
-A flax transformation (`nnx.jit`, `nnx.remat`, ...) of a network that was made outside of the model raises while a program is
-staged, after it has taken the network apart. The networks that a program can see directly are noted before staging and put
-together again if it fails.
+A flax transformation (`nnx.jit`, `nnx.remat`, ...) of a network that was made outside of the model raises while a
+program is staged, after it has taken the network apart. The networks that a program can see directly are noted before
+staging and put together again if it fails.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class Status:
 
     Attributes:
         code: an `Outcome`.
-        step: the first iteration of the outermost loops, counted through, at which the weights showed it; -1 where it was
+        step: the first iteration of the outermost loops, counted through, at which the weights showed it; -1 where it
+        was
             outside of them.
     """
 
@@ -122,7 +123,8 @@ class Posterior:
         """
         if self.decode is None:
             raise AttributeError(
-                "this posterior's program is not a text process. Decode what your model returned: lm.decode(posterior.value[...])."
+                "this posterior's program is not a text process. Decode what your model returned: "
+                "lm.decode(posterior.value[...])."
             )
         return self.decode(self.value)
 
@@ -225,7 +227,7 @@ def _summary(values: np.ndarray, weights: np.ndarray) -> list[str]:
 
 
 def population_posterior(log_weights, log_mass, diagnostics: list[dict[str, Any]], **fields) -> Posterior:
-    """Build the posterior of a population from its unnormalised log-weights `[N]` and the log-mass taken out of them."""
+    """Build the posterior of a population from unnormalised log-weights `[N]` and the log-mass taken out of them."""
     num = log_weights.shape[0]
     log_sum, ess, _ = summarize(log_weights)
     log_evidence = log_mass + log_sum - jnp.log(float(num))

@@ -9,7 +9,8 @@ A model is run once, under `jax.make_jaxpr`, and each statement leaves an equati
     carry..., ys... = loop[body, until] ...         see `ppl.control_flow`
 
 What to draw, what to weigh and what to keep is decided by whoever interprets the equations (`ppl.interpret`), never
-here. `ppl.sample` goes through NumPyro's message stack, so plates, masks and scales hold for both languages' statements.
+here. `ppl.sample` goes through NumPyro's message stack, so plates, masks and scales hold for both languages'
+statements.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.interpreters import batching
@@ -144,7 +144,8 @@ def current_staging(statement: str) -> Staging:
     staging = _STAGING.get()
     if staging is None:
         raise MisplacedSite(
-            f"{statement} at {user_line()} stands outside of a model. Put it in a function decorated with @ppl.model and "
+            f"{statement} at {user_line()} stands outside of a model. Put it in a function decorated with @ppl.model "
+            "and "
             "run that with ppl.infer or ppl.simulate."
         )
     _refuse_transformations(staging, statement)
@@ -319,7 +320,8 @@ def _bind_observation(staging: Staging, name: str, law, value, scale):
     label = f"observe({staging.prefix + name!r}) at {user_line()}"
     if value.shape != shape:
         raise SiteValueError(
-            f"{label}: the value has shape {value.shape}, the distribution {type(law).__name__} has shape {shape}. Give "
+            f"{label}: the value has shape {value.shape}, the distribution {type(law).__name__} has shape {shape}. "
+            "Give "
             f"both one shape, for instance by distribution.expand({list(value.shape)}) or a numpyro.plate."
         )
     if law.is_discrete and not (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_):
@@ -334,7 +336,8 @@ def _bind_score(staging: Staging, name: str, kind: str, *log_densities) -> None:
     for log_density in log_densities:
         if jnp.shape(log_density) != ():
             raise SiteValueError(
-                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape {jnp.shape(log_density)}; it "
+                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
+                f"{jnp.shape(log_density)}; it "
                 "must be one number. Sum it, or put the factor in a numpyro.plate."
             )
     floats = [jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in log_densities]
@@ -345,7 +348,8 @@ def _bind_record(staging: Staging, name: str, value) -> None:
     leaves, _ = jax.tree.flatten(value)
     if len(leaves) != 1:
         raise SiteTypeError(
-            f"deterministic({staging.prefix + name!r}) at {user_line()}: the value has {len(leaves)} arrays; record one each."
+            f"deterministic({staging.prefix + name!r}) at {user_line()}: the value has {len(leaves)} arrays; "
+            "record one each."
         )
     record_p.bind(leaves[0], name=staging.prefix + name, internal=staging.internal, where=user_line())
 
@@ -430,7 +434,8 @@ def _innermost(law):
 def _require_distribution(staging: Staging, name: str, role: str, value) -> None:
     if not isinstance(value, dist.Distribution):
         raise SiteTypeError(
-            f"site {staging.prefix + name!r} at {user_line()}: the {role} is a {type(value).__name__}; it must be a NumPyro "
+            f"site {staging.prefix + name!r} at {user_line()}: the {role} is a {type(value).__name__}; it must be a "
+            "NumPyro "
             "distribution, for instance dist.Normal(0.0, 1.0)."
         )
 

@@ -277,7 +277,8 @@ def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
             continue  # the density of a `Draw` of the same name
         if node.name in statements:
             raise DuplicateSite(
-                f"two statements are named {node.name!r}: at {statements[node.name]} and at {node.where}. Rename one, or "
+                f"two statements are named {node.name!r}: at {statements[node.name]} and at {node.where}. Rename one, "
+                "or "
                 "put it in ppl.scope(...)."
             )
         statements[node.name] = node.where
@@ -360,7 +361,8 @@ def _refuse_hidden_statements(jaxpr, inside: str | None = None) -> None:
                     "use ppl.scan" if inside in ("scan", "while") else "compute both values and select with jnp.where"
                 )
                 raise MisplacedSite(
-                    f"{what} at {eqn.params['where']} stands inside a jax.lax.{_FRIENDLY.get(inside, inside)} of your own, where "
+                    f"{what} at {eqn.params['where']} stands inside a jax.lax.{_FRIENDLY.get(inside, inside)} of your "
+                    "own, where "
                     f"no inference algorithm can see it: {remedy}."
                 )
             for program in (eqn.params.get("body"), eqn.params.get("until")):
@@ -417,8 +419,10 @@ def _branch_error(error: Exception, staging: Staging) -> BranchError:
                 break
     because = "; ".join(culprits) or "it depends on a site or a traced argument"
     return BranchError(
-        f"{describe_frame(frame, line)}: `{text}` needs a value that is known only when the program runs ({because}). A program "
-        "is staged once for all values: use jnp.where, jax.lax.cond without statements inside, or ppl.scan(..., until=...); "
+        f"{describe_frame(frame, line)}: `{text}` needs a value that is known only when the program runs ({because}). "
+        "A program "
+        "is staged once for all values: use jnp.where, jax.lax.cond without statements inside, or ppl.scan(..., "
+        "until=...); "
         "if it is an argument that shapes the program, pass it as an int or as ppl.static(...)."
     )
 
@@ -429,8 +433,10 @@ def _explain(error: Exception) -> ProgramError | None:
         found = last_user_frame(error)
         where = describe_frame(*found) if found else "an unknown line"
         return MisplacedSite(
-            f"{where}: a flax transformation (nnx.jit, nnx.remat, nnx.scan, nnx.vmap, nnx.grad) runs inside a model on a "
-            "network that was made outside of it, and flax refuses to change that network there. Call the network plainly, or "
+            f"{where}: a flax transformation (nnx.jit, nnx.remat, nnx.scan, nnx.vmap, nnx.grad) runs inside a model on "
+            "a "
+            "network that was made outside of it, and flax refuses to change that network there. Call the network "
+            "plainly, or "
             "through jax.jit; for anything else split it outside, graphdef, state = nnx.split(network), and call "
             "nnx.merge(graphdef, state) inside the model."
         )

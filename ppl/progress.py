@@ -1,31 +1,39 @@
 """A progress bar for runs inside one `jit`.
 
-The compiled loop calls back about a hundred times a run, whatever its length; the host shows a bar only once a
-run has taken a few seconds. The callback is one function for all runs, told apart by a number, so a cached runner
-can serve any of them.
+The compiled loop calls back about a hundred times a run, whatever its length; the host shows a bar only once the
+loop has run for a few seconds. The callback is one function for all runs, so that a cached runner serves any of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets a notebook shows the terminal's bar
+    from tqdm.auto import tqdm
 
 __all__ = ["report", "showing", "wanted"]
 
-PATIENCE = 2.0  # seconds before a bar appears
+PATIENCE = 2.0  # seconds that a loop runs before a bar appears
 _CALLS = 100
 _LOCK = threading.Lock()
-_STARTED: float | None = None
-_BAR: tqdm | None = None
-_RUNS = itertools.count()
+
+
+class _Display:
+    """The bar of the run that is under way, if one is to be shown."""
+
+    active = False
+    started: float | None = None
+    bar: tqdm | None = None
 
 
 def wanted(progress: bool | None) -> bool:
@@ -38,19 +46,15 @@ def wanted(progress: bool | None) -> bool:
 @contextlib.contextmanager
 def showing(active: bool) -> Iterator[None]:
     """Show the progress that compiled loops report meanwhile."""
-    global _STARTED, _BAR
-    if not active:
-        yield
-        return
     with _LOCK:
-        _STARTED, _BAR = time.monotonic(), None
+        _Display.active, _Display.started, _Display.bar = active, None, None
     try:
         yield
     finally:
         with _LOCK:
-            if _BAR is not None:
-                _BAR.close()
-            _STARTED, _BAR = None, None
+            if _Display.bar is not None:
+                _Display.bar.close()
+            _Display.active, _Display.bar = False, None
 
 
 def report(iteration, length: int, ess) -> None:
@@ -64,11 +68,15 @@ def report(iteration, length: int, ess) -> None:
 
 
 def _update(iteration, length, ess) -> None:
-    global _BAR
     with _LOCK:
-        if _STARTED is None or time.monotonic() - _STARTED < PATIENCE:
+        if not _Display.active:
             return
-        if _BAR is None:
-            _BAR = tqdm(total=int(length), desc="steps", leave=False)
-        _BAR.update(int(iteration) + 1 - _BAR.n)
-        _BAR.set_postfix(ess=f"{float(ess):.1f}")
+        now = time.monotonic()
+        if _Display.started is None:  # the clock starts with the loop: compilation does not count
+            _Display.started = now
+        if now - _Display.started < PATIENCE:
+            return
+        if _Display.bar is None:
+            _Display.bar = tqdm(total=int(length), desc="steps", leave=False)
+        _Display.bar.set_postfix(ess=f"{float(ess):.1f}", refresh=False)
+        _Display.bar.update(int(iteration) + 1 - _Display.bar.n)

@@ -1,8 +1,8 @@
 """Exact expectations of randomised algorithms, by running every choice that they could make.
 
 A source of randomness here is a host callback that asks a `Tape`. The tape answers with a recorded choice, or, for a
-draw that it has not met, with the first option, and notes the options' probabilities. Running an algorithm again and again
-while the tape counts through all choices, and weighting each run by its probability, gives exact expectations: no
+draw that it has not met, with the first option, and notes the options' probabilities. Running an algorithm again and
+again while the tape counts through all choices, and weighting each run by its probability, gives exact expectations: no
 tolerance to tune, no seed to be lucky with.
 
 Draws are known by their PRNG key, so the order in which a compiled program happens to ask does not matter.

@@ -69,19 +69,24 @@ class LanguageModel:
         if outside:
             raise ValueError(f"`end_tokens` must be in [0, {self.vocab_size}), got {outside}.")
         self.padding_token = self.end_tokens[0] if self.end_tokens else 0
-        graph, self._weights = nnx.split(decoder)
+        self._graph, self._weights = nnx.split(decoder)
         self.dtype = decoder.embedding.dtype
 
         def compiled(function: Callable) -> Callable:
             # One compiled function for each, the weights its first argument. Tracing is cached with it, so that the
             # blocks of a deep network are traced once and not in every program that calls it.
-            return jax.jit(lambda weights, *arguments: function(nnx.merge(graph, weights), *arguments))
+            return jax.jit(lambda weights, *arguments: function(nnx.merge(self._graph, weights), *arguments))
 
         self._prefill = compiled(_prefill)
         self._extend = compiled(Decoder.extend)
         self._logits = compiled(Decoder.logits)
         self._forward = compiled(lambda decoder, tokens: decoder.logits(decoder.forward(tokens)[0]))
         self._log_probs = compiled(_log_probs)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The network, as a module of its own that shares the weights' arrays."""
+        return nnx.merge(self._graph, self._weights)
 
     @classmethod
     def load(cls, source: str | Path, *, dtype: Any = None) -> "LanguageModel":

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int
+from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 __all__ = ["NextToken", "invert_cdf"]
@@ -28,8 +29,10 @@ _BLOCK = 256
 class NextToken(dist.CategoricalLogits):
     """A NumPyro categorical distribution with a fast sampler and a density that reads the logits once.
 
-    It is `numpyro.distributions.CategoricalLogits` in every other respect.
+    It is `numpyro.distributions.CategoricalLogits` in every other respect, except that logits may be -inf.
     """
+
+    arg_constraints = {"logits": constraints.independent(constraints.less_than(jnp.inf), 1)}
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
         """Draw tokens.
@@ -75,6 +78,7 @@ class NextToken(dist.CategoricalLogits):
         return chosen - jax.nn.logsumexp(self.logits, axis=-1)
 
 
+@jax.jit
 def invert_cdf(logits: Float[Array, "V"], uniforms: Float[Array, "*n 2"]) -> Int[Array, "*n"]:
     """The tokens at which the two-level CDF passes the uniforms, equations (1) and (2).
 

@@ -23,8 +23,10 @@ TRANSITION = jnp.array([[0.7, 0.3], [0.2, 0.8]])
 EMISSION = jnp.array([[0.9, 0.1], [0.4, 0.6]])
 
 
-def hidden_markov(proposal=False, weigh=jnp.log(EMISSION)):
+def hidden_markov(proposal=False, weigh=None):
     """Two steps of a hidden Markov chain, with a latent drawn before the loop and used within and after it."""
+
+    weigh = jnp.log(EMISSION) if weigh is None else weigh
 
     @ppl.model
     def program(observations):

@@ -270,21 +270,16 @@ DISTRIBUTIONS = {
     "multinomial": dist.Multinomial(10, jnp.array([0.2, 0.3, 0.5])),
     "multivariate normal": dist.MultivariateNormal(jnp.ones(2), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
     "to event": dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1),
-    "expanded": dist.Exponential(2.0).expand([4]),
-    "log normal": dist.LogNormal(0.0, 0.5),
     "truncated": dist.TruncatedNormal(0.0, 1.0, low=0.5, high=2.0),
     "mixture": dist.MixtureSameFamily(dist.Categorical(jnp.array([0.4, 0.6])), dist.Normal(jnp.array([-2.0, 2.0]), 1.0)),
     "uniform": dist.Uniform(-1.0, 3.0),
-    "student": dist.StudentT(5.0, 0.0, 1.0),
     "von mises": dist.VonMises(0.0, 1.0),
     "wishart": dist.WishartCholesky(5.0, jnp.eye(3)),
-    "correlations": dist.LKJCholesky(3, 1.0),
     "transformed": dist.TransformedDistribution(
         dist.Normal(jnp.zeros(3), 1.0).to_event(1), dist.transforms.StickBreakingTransform()
     ),
     "zero inflated": dist.ZeroInflatedPoisson(0.3, 2.0),
     "delta": dist.Delta(2.0),
-    "negative binomial": dist.NegativeBinomial2(3.0, 2.0),
     "one array of size zero": dist.Normal(jnp.zeros((0, 3)), 1.0),
 }
 
@@ -298,8 +293,8 @@ def test_every_draw_of_a_distribution_is_weighed_as_the_distribution_weighs_it(l
     posterior = ppl.infer(program(), ImportanceSampling(200))
     draws = posterior.sites["x"]
     assert draws.shape == (200, *law.batch_shape, *law.event_shape)
-    ours = jax.vmap(lambda x: ppl.log_density(program(), {"x": x}))(draws)
-    assert_close(ours, jax.vmap(lambda x: law.log_prob(x).sum())(draws))
+    ours, numpyros = jax.jit(jax.vmap(lambda x: (ppl.log_density(program(), {"x": x}), law.log_prob(x).sum())))(draws)
+    assert_close(ours, numpyros)
     assert float(posterior.log_evidence) == pytest.approx(0.0, abs=1e-5)
 
 

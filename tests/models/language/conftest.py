@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -13,6 +15,21 @@ from ppl.models.language import LanguageModel
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "language"
 TINY = ("llama2", "llama3", "llama_linear", "llama_tied", "qwen2", "qwen3", "gpt2")
+
+
+def advance(lm, state, token):
+    """Read a token inside a loop that was entered with `state.enter_loop(...)`, as `ppl.scan` does it."""
+    return lm.extend(state, token).end_iteration()[0]
+
+
+def spread(state, particles):
+    """The state of a population, all at the same place: what particles share is not repeated."""
+    return jax.tree.map(
+        lambda axis, leaf: leaf if axis is None else jnp.broadcast_to(leaf, (particles, *leaf.shape)),
+        state.particle_axes(),
+        state,
+        is_leaf=lambda axis: axis is None,
+    )
 
 
 @pytest.fixture(scope="session")

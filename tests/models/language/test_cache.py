@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from ppl.models.language import LanguageModel
 from ppl.models.language.cache import write_slot
+
+from .conftest import advance, spread
 
 TOLERANCE = dict(rtol=2e-4, atol=2e-4)
 
@@ -41,16 +45,11 @@ def test_number_of_slots_does_not_change_the_logits(tiny, expected):
 @pytest.mark.parametrize("name", ["llama3", "gpt2"])
 def test_particles_share_the_prompt_and_go_their_own_way_under_vmap(tiny, expected, name):
     lm, prompt = tiny(name), prompt_of(expected, name)
-    state = lm.prefill(prompt, max_tokens=6)
+    state = lm.prefill(prompt).enter_loop(6)
     axes = state.particle_axes()
     texts = jax.random.randint(jax.random.key(0), (5, 6), 3, 128)
-    population = jax.tree.map(
-        lambda axis, leaf: leaf if axis is None else jnp.broadcast_to(leaf, (5, *leaf.shape)),
-        axes,
-        state,
-        is_leaf=lambda axis: axis is None,
-    )
-    extend = jax.jit(jax.vmap(lm.extend, in_axes=(axes, 0), out_axes=axes))
+    population = spread(state, 5)
+    extend = jax.jit(jax.vmap(lambda state, token: advance(lm, state, token), in_axes=(axes, 0), out_axes=axes))
     for t in range(6):
         population = extend(population, texts[:, t])
     assert population.prompt_keys.shape == state.prompt_keys.shape
@@ -100,20 +99,28 @@ def test_scratch_has_the_states_structure_and_names_caches_and_cursor(tiny, expe
 def test_reserve_beyond_the_context_names_the_numbers(tiny, expected):
     state = tiny("llama3").prefill(prompt_of(expected), max_tokens=10)
     assert state.reserve(0) is state
-    with pytest.raises(ValueError, match=r"prompt of 11 tokens with room for 118 more .* context of 128: at most 117"):
+    with pytest.raises(ValueError, match="context holds 128 tokens, and 107 places are left; 108 more do not fit"):
         state.reserve(108)
     with pytest.raises(ValueError, match="`slots` must be at least 0, got -1"):
         state.reserve(-1)
 
 
-def test_extend_without_a_free_slot_raises_or_gives_nan(tiny, expected):
+def test_extend_makes_room_outside_of_loops_until_the_context_is_full(tiny):
     lm = tiny("llama3")
-    state = lm.prefill(prompt_of(expected), max_tokens=1)
-    full = lm.extend(state, 3)
-    with pytest.raises(ValueError, match="all 1 slots of the state are used"):
-        lm.extend(full, 3)
-    assert bool(jnp.isfinite(full.hidden).all())
-    assert bool(jnp.isnan(jax.jit(lm.extend)(full, 3).hidden).all())
+    state = lm.prefill([3] * 110)
+    for _ in range(18):
+        state = lm.extend(state, 3)
+    assert state.slots == 18 and bool(jnp.isfinite(state.hidden).all())
+    with pytest.raises(ValueError, match="context holds 128 tokens, and 0 places are left"):
+        lm.extend(state, 3)
+
+
+def test_extend_gives_nan_where_a_loop_made_too_little_room(tiny):
+    lm = tiny("llama3")
+    state = lm.prefill([3] * 5).enter_loop(1)
+    state = advance(lm, state, 3)
+    assert bool(jnp.isfinite(state.hidden).all())
+    assert bool(jnp.isnan(advance(lm, state, 3).hidden).all())
 
 
 @pytest.mark.parametrize("batched", [(True, True, False), (True, True, True), (False, True, False), (True, False, False)])
@@ -133,29 +140,20 @@ def test_write_slot_means_the_same_under_vmap(batched):
 
 def test_decoding_loop_copies_no_cache_and_no_weights(tiny, expected):
     """The compiled loop of a population writes its caches in place; the kernels are read where they are."""
-    lm = tiny("llama2")
-    state, population = lm.prefill(prompt_of(expected), max_tokens=40), 6
+    lm, population = tiny("llama2"), 6
+    state = lm.prefill(prompt_of(expected)).enter_loop(40)
     axes = state.particle_axes()
-
-    def step(state, key):
-        token = lm.next_token(state).sample(key)
-        return lm.extend(state, token)
+    graph, weights = nnx.split(tiny("llama2").decoder)
 
     def run(weights, state, keys):
-        lm._weights, kept = weights, lm._weights
-        state = jax.tree.map(
-            lambda axis, leaf: leaf if axis is None else jnp.broadcast_to(leaf, (population, *leaf.shape)),
-            axes,
-            state,
-            is_leaf=lambda axis: axis is None,
+        lm = LanguageModel(nnx.merge(graph, weights), None)
+        step = jax.vmap(
+            lambda state, key: advance(lm, state, lm.next_token(state).sample(key)), in_axes=(axes, 0), out_axes=axes
         )
-        vstep = jax.vmap(step, in_axes=(axes, 0), out_axes=axes)
-        result = jax.lax.scan(lambda state, keys: (vstep(state, keys), None), state, keys)[0]
-        lm._weights = kept
-        return result.hidden
+        return jax.lax.scan(lambda state, keys: (step(state, keys), None), spread(state, population), keys)[0].hidden
 
     keys = jax.random.split(jax.random.key(0), (4, population))
-    text = jax.jit(run).lower(lm._weights, state, keys).compile().as_text()
+    text = jax.jit(run).lower(weights, state, keys).compile().as_text()
     cache = f"f32[{population},{','.join(map(str, state.keys.shape))}]"
     copies = [line for line in text.splitlines() if f"= {cache}" in line and " copy(" in line and "while/body" in line]
     assert not copies

@@ -17,13 +17,13 @@ LLAMA = dict(
     num_attention_heads=4,
     max_position_embeddings=64,
 )
-SCALING = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+SCALING = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
 
 def test_old_and_new_form_of_rotary_settings_mean_the_same():
-    old = DecoderConfig.from_hf(LLAMA | dict(rope_theta=5e5, rope_scaling=dict(SCALING, rope_type="llama3")))
-    new = DecoderConfig.from_hf(LLAMA | dict(rope_parameters=dict(SCALING, rope_type="llama3", rope_theta=5e5)))
-    assert old == new and old.rope_theta == 5e5
+    old = DecoderConfig.from_hf(LLAMA | dict(rope_theta=16.0, rope_scaling=dict(SCALING, rope_type="llama3")))
+    new = DecoderConfig.from_hf(LLAMA | dict(rope_parameters=dict(SCALING, rope_type="llama3", rope_theta=16.0)))
+    assert old == new and old.rope_theta == 16.0
     assert len(set(new.rope_divisors)) > 2 and new.rope_divisors[0] == 1.0 and new.rope_divisors[-1] == 8.0
     oldest = DecoderConfig.from_hf(LLAMA | dict(rope_scaling=dict(type="linear", factor=2)))
     assert oldest.rope_divisors == (2.0,) * 4 and oldest.rope_theta == 10000.0

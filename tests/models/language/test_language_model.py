@@ -7,6 +7,8 @@ import pytest
 
 from ppl.models.language import LanguageModel
 
+from .conftest import advance
+
 
 @pytest.fixture(scope="module")
 def lm(tiny):
@@ -68,8 +70,8 @@ def test_prefill_inside_jit_is_prefill_outside(lm):
 
 
 def test_extend_keeps_the_states_types_so_that_it_can_be_a_scans_carry(lm):
-    state = lm.prefill("hello", max_tokens=4)
-    after = jax.eval_shape(lm.extend, state, jnp.int32(3))
+    state = lm.prefill("hello").enter_loop(4)
+    after = jax.eval_shape(lambda state, token: advance(lm, state, token), state, jnp.int32(3))
     before = jax.eval_shape(lambda state: state, state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), before

@@ -89,8 +89,7 @@ def test_rare_tokens_of_a_flat_law_keep_their_probability():
     assert counts.min() == counts.max() == 2**8
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("shape", [(), (4,), (2, 5)])
+@pytest.mark.parametrize(("batch", "shape"), [((), ()), ((), (2, 5)), ((3,), ()), ((3,), (4,)), ((2, 3), (2, 5))])
 def test_shapes_are_those_of_numpyro(batch, shape):
     logits = jax.random.normal(jax.random.key(0), (*batch, 300))
     law, reference = NextToken(logits=logits), dist.CategoricalLogits(logits)

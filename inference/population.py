@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ppl import progress as progress_bar
 from ppl import runners
-from ppl.interpret import Interpreter, Lane, Selection, Weighing
+from ppl.interpret import Interpreter, Selection, Weighing
 from ppl.kernels.weights import summarize
+from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, check_kept
 

@@ -14,11 +14,6 @@ from ppl.errors import SiteTypeError as SiteTypeError
 from ppl.errors import SiteValueError as SiteValueError
 from ppl.infer import infer as infer
 from ppl.posterior import Posterior as Posterior
-from ppl.primitives import deterministic as deterministic
-from ppl.primitives import factor as factor
-from ppl.primitives import observe as observe
-from ppl.primitives import sample as sample
-from ppl.primitives import scope as scope
 from ppl.process import Process as Process
 from ppl.process import generate as generate
 from ppl.program import Model as Model
@@ -26,6 +21,11 @@ from ppl.program import Program as Program
 from ppl.program import condition as condition
 from ppl.program import model as model
 from ppl.program import static as static
+from ppl.staging import scope as scope
+from ppl.statements import deterministic as deterministic
+from ppl.statements import factor as factor
+from ppl.statements import observe as observe
+from ppl.statements import sample as sample
 from ppl.trace import Trace as Trace
 from ppl.trace import log_density as log_density
 from ppl.trace import simulate as simulate

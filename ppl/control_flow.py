@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ppl.errors import SiteTypeError, SiteValueError, user_line
-from ppl.primitives import Inner, current_staging, loop_p, staging_options, trace
+from ppl.primitives import Inner, loop_p, trace
+from ppl.staging import current_staging, staging_options
 
 __all__ = ["LoopCarry", "scan"]
 

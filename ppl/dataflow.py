@@ -6,9 +6,9 @@ network exist once however many particles there are, and resampling has nothing 
 
 from __future__ import annotations
 
-from ppl.ir import Apply, Atom, Block, Draw, Given, Loop
+from ppl.ir import Apply, Atom, Block, Draw, Given, Loop, Stretch
 
-__all__ = ["LoopFlags", "loop_flags", "spread"]
+__all__ = ["LoopFlags", "loop_flags", "spread", "stretch_flags"]
 
 
 def spread(block: Block, random_inputs: tuple[bool, ...], shared_given: frozenset[str]) -> tuple[bool, ...]:
@@ -36,6 +36,15 @@ def spread(block: Block, random_inputs: tuple[bool, ...], shared_given: frozense
             flags = loop_flags(node, *(tuple(map(read, group)) for group in _groups(node)), shared_given)
             random.update(zip(node.outputs, flags.carry + flags.ys, strict=True))
     return tuple(map(read, block.outputs))
+
+
+def stretch_flags(stretch: Stretch, flags: dict[int, bool]) -> list[bool]:
+    """Return which outputs of a stretch are random, given that of its inputs."""
+    flags = dict(flags)
+    for node in stretch.nodes:
+        flag = any(isinstance(a, int) and flags[a] for a in node.inputs)
+        flags.update((v, flag) for v in node.outputs)
+    return [flags[v] for v in stretch.outputs]
 
 
 class LoopFlags(tuple):

@@ -19,6 +19,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from ppl.dataflow import stretch_flags
 from ppl.ir import Apply, Block, Literal, Stretch
 
 __all__ = ["draw", "draw_population"]
@@ -63,7 +64,7 @@ def draw_population(sampler: Block, parameters, random: tuple[bool, ...], key, n
             values[node.outputs[0]], flags[node.outputs[0]] = jnp.moveaxis(bits, keys.ndim, 0), True
             continue
         operands, in_flags = [values[v] for v in stretch.inputs], [flags[v] for v in stretch.inputs]
-        out_flags = _spread(stretch, dict(zip(stretch.inputs, in_flags, strict=True)))
+        out_flags = stretch_flags(stretch, dict(zip(stretch.inputs, in_flags, strict=True)))
         if any(in_flags):
             axes = [[0 if flag else None for flag in group] for group in (in_flags, out_flags)]
             results = jax.vmap(stretch, tuple(axes[0]), axes[1], axis_size=num_particles)(*operands)
@@ -129,10 +130,3 @@ def _between_bits(block: Block) -> tuple[Stretch, ...]:
             stretches.append(Stretch(tuple(run), tuple(inputs), outputs))
             needed.update(inputs)
     return tuple(reversed(stretches))
-
-
-def _spread(stretch: Stretch, flags: dict[int, bool]) -> list[bool]:
-    for node in stretch.nodes:
-        flag = any(isinstance(a, int) and flags[a] for a in node.inputs)
-        flags.update((v, flag) for v in node.outputs)
-    return [flags[v] for v in stretch.outputs]

@@ -31,17 +31,13 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from ppl import dataflow, draws
-from ppl.ir import Block, Draw, Given, Literal, Loop, Record, Score, Stretch
+from ppl import draws
+from ppl.dataflow import stretch_flags
+from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
+from ppl.lanes import Frame, Lane, move, read, take, time_first, trace_back
+from ppl.loops import LoopPlan
 
-__all__ = ["Interpreter", "Lane", "Result", "Selection", "Weighing"]
-
-
-class Lane(NamedTuple):
-    """A value: shared by all particles, or one for each along a leading axis."""
-
-    array: Any
-    random: bool = False
+__all__ = ["Interpreter", "Result", "Selection", "Weighing"]
 
 
 class Weighing(NamedTuple):
@@ -85,27 +81,6 @@ class Result:
     blame: dict[str, dict[str, Any]]
 
 
-@dataclasses.dataclass
-class _Frame:
-    """The state of a walk through one block."""
-
-    log_weights: Any
-    given: Mapping[str, Lane]
-    active: Lane | None = None
-    depth: int = 0
-    log_mass: Any = 0.0
-    env: dict[int, Lane] = dataclasses.field(default_factory=dict)
-    records: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
-    blame: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def new_variable(self, lane: Lane) -> int:
-        """Put a value beside the block's own variables."""
-        variable = -len(self.env) - 1
-        self.env[variable] = lane
-        return variable
-
-
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
     """How to run a program.
@@ -138,16 +113,17 @@ class Interpreter:
             given: values for sites, loops' time axes leading; such a site is not drawn but weighed.
         """
         shape = () if self.num_particles is None else (self.num_particles,)
-        frame = _Frame(jnp.zeros(shape), {name: Lane(value) for name, value in (given or {}).items()})
+        frame = Frame(jnp.zeros(shape), {name: Lane(value) for name, value in (given or {}).items()})
         keys = None if key is None else jax.random.split(key, max(block.num_keys, 1))
-        value = self._block(block, [Lane(jnp.asarray(x)) for x in inputs], keys, frame)
+        value = self.block(block, [Lane(jnp.asarray(x)) for x in inputs], keys, frame)
         sites = {name: frame.env[v] for name, (v, _) in frame.records.items()}
         present = {name: None if p is None else frame.env[p] for name, (_, p) in frame.records.items()}
         return Result(value, sites, present, frame.log_weights, frame.log_mass, frame.diagnostics, frame.blame)
 
     # One block -------------------------------------------------------------------------------------------------------
 
-    def _block(self, block: Block, args: list[Lane], keys, frame: _Frame) -> list[Lane]:
+    def block(self, block: Block, args: list[Lane], keys, frame: Frame) -> list[Lane]:
+        """Walk a block: given its inputs, return its outputs. The frame keeps what happened."""
         frame.env.update(zip(block.inputs, args, strict=True))
         outputs = {a for a in block.outputs if isinstance(a, int)}
         needed_later = _needed_later(block, outputs)
@@ -161,12 +137,12 @@ class Interpreter:
                 self._score(segment, frame)
             elif isinstance(segment, Record):
                 if self._keeps(segment.name, segment.internal):
-                    frame.records[segment.name] = frame.new_variable(_read(frame, segment.value)), None
+                    frame.records[segment.name] = frame.new_variable(read(frame, segment.value)), None
             elif isinstance(segment, Given):
-                frame.given = {**frame.given, segment.name: _read(frame, segment.value)}
+                frame.given = {**frame.given, segment.name: read(frame, segment.value)}
             else:
                 self._loop(segment, keys, frame, later)
-        return [_read(frame, a) for a in block.outputs]
+        return [read(frame, a) for a in block.outputs]
 
     def _apply(self, function: Callable, lanes: list[Lane], stretch: Stretch | None = None) -> list[Lane]:
         """Apply a function of one particle's values, returning a list, to lanes."""
@@ -176,7 +152,7 @@ class Interpreter:
         if stretch is None:
             out_random, out_axes = None, 0
         else:
-            out_random = draws._spread(stretch, dict(zip(stretch.inputs, random, strict=True)))
+            out_random = stretch_flags(stretch, dict(zip(stretch.inputs, random, strict=True)))
             out_axes = [0 if flag else None for flag in out_random]
         in_axes = tuple(0 if flag else None for flag in random)
         results = jax.vmap(function, in_axes, out_axes, axis_size=self.num_particles)(*arrays)
@@ -185,11 +161,11 @@ class Interpreter:
             for array, flag in zip(results, out_random or results, strict=True)
         ]
 
-    def _map(self, function: Callable, *lanes: Lane) -> Lane:
+    def map(self, function: Callable, *lanes: Lane) -> Lane:
         """Apply an elementwise function of one particle's values to lanes."""
         return self._apply(lambda *arrays: [function(*arrays)], list(lanes))[0]
 
-    def _full(self, lane: Lane) -> Any:
+    def full(self, lane: Lane) -> Any:
         """Return a lane's array with the particle axis, if this run has one."""
         if lane.random or self.num_particles is None:
             return lane.array
@@ -200,7 +176,7 @@ class Interpreter:
 
     # Statements ------------------------------------------------------------------------------------------------------
 
-    def _draw(self, node: Draw, keys, frame: _Frame) -> None:
+    def _draw(self, node: Draw, keys, frame: Frame) -> None:
         if node.name in frame.given:
             lane = frame.given[node.name]
             lane = Lane(jnp.asarray(lane.array, node.aval.dtype), lane.random)
@@ -209,7 +185,7 @@ class Interpreter:
             sampler, parameters = (
                 (node.proposal, node.proposal_parameters) if proposed else (node.sampler, node.parameters)
             )
-            lanes = [_read(frame, a) for a in parameters]
+            lanes = [read(frame, a) for a in parameters]
             arrays, key = [lane.array for lane in lanes], keys[node.key_index]
             if self.num_particles is None:
                 lane = Lane(draws.draw(sampler, arrays, key))
@@ -220,14 +196,14 @@ class Interpreter:
         if self._keeps(node.name, node.internal):
             frame.records[node.name] = node.output, None
 
-    def _score(self, node: Score, frame: _Frame) -> None:
-        increment = _read(frame, node.log_density)
+    def _score(self, node: Score, frame: Frame) -> None:
+        increment = read(frame, node.log_density)
         if node.kind == "sample" and node.name not in frame.given and not self.weigh_draws:
             if node.log_proposal is None:
                 return
-            increment = self._map(jnp.subtract, increment, _read(frame, node.log_proposal))
+            increment = self.map(jnp.subtract, increment, read(frame, node.log_proposal))
         if frame.active is not None:
-            increment = self._map(lambda active, x: jnp.where(active, x, 0.0), frame.active, increment)
+            increment = self.map(lambda active, x: jnp.where(active, x, 0.0), frame.active, increment)
         before = frame.log_weights
         dead = before == -jnp.inf
         frame.log_weights = jnp.where(dead, before, before + increment.array.astype(before.dtype))
@@ -239,8 +215,8 @@ class Interpreter:
 
     # Loops -----------------------------------------------------------------------------------------------------------
 
-    def _loop(self, node: Loop, keys, frame: _Frame, needed_later: set[int]) -> None:
-        plan = _LoopPlan(self, node, frame, needed_later)
+    def _loop(self, node: Loop, keys, frame: Frame, needed_later: set[int]) -> None:
+        plan = LoopPlan(self, node, frame, needed_later)
         iteration_keys = None
         if keys is not None:
             iteration_keys = jax.random.split(keys[node.key_index], (node.length, node.body.num_keys + 1))
@@ -260,7 +236,7 @@ class Interpreter:
             for variable, lane in plan.captured_lanes(state).items():
                 frame.env[variable] = lane
             for variable in plan.carried_across:
-                frame.env[variable] = Lane(_take(frame.env[variable].array, state["index"]), True)
+                frame.env[variable] = Lane(take(frame.env[variable].array, state["index"]), True)
             diagnostics = _finish_diagnostics(out["diagnostics"], steps)
             frame.diagnostics.append(diagnostics | ({"ancestors": out["ancestors"]} if plan.moves else {}))
 
@@ -268,7 +244,7 @@ class Interpreter:
         histories = out["history"]
         if plan.selects and plan.moves:
             moving = [i for i, flag in enumerate(plan.box["random"]) if flag]
-            traced = _trace_back(out["ancestors"], out["diagnostics"]["resampled"], [histories[i] for i in moving])
+            traced = trace_back(out["ancestors"], out["diagnostics"]["resampled"], [histories[i] for i in moving])
             for i, history in zip(moving, traced, strict=True):
                 histories[i] = history
         variables = [
@@ -282,14 +258,14 @@ class Interpreter:
         for name, counts in out["blame"].items():
             frame.blame[name] = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
 
-    def _iterate(self, plan: _LoopPlan, keys, frame: _Frame):
+    def _iterate(self, plan: LoopPlan, keys, frame: Frame):
         """Run the iterations; returns the last state and what each iteration put out, stacked."""
         node = plan.node
         state = plan.initial_state(frame)
         xs = {
             "t": jnp.arange(node.length),
-            "xs": [_time_first(_read(frame, a)) for a in node.xs],
-            "given": {n: _time_first(frame.given[n]) for n in node.body.names if n in frame.given},
+            "xs": [time_first(read(frame, a)) for a in node.xs],
+            "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
             "keys": keys,
         }
 
@@ -324,7 +300,7 @@ class Interpreter:
 
         return jax.lax.while_loop(running, step, (state, stacks))
 
-    def _iteration(self, plan: _LoopPlan, frame: _Frame, state, x):
+    def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
         node, flags = plan.node, plan.flags
         carry = plan.carry_lanes(state)
         constants = [plan.constant(a, state) for a in node.constants]
@@ -332,22 +308,22 @@ class Interpreter:
         done = None
         if node.until is not None:
             done = Lane(state["done"], flags.done)
-            running = self._map(jnp.logical_not, done)
-            active = running if active is None else self._map(jnp.logical_and, active, running)
+            running = self.map(jnp.logical_not, done)
+            active = running if active is None else self.map(jnp.logical_and, active, running)
 
-        random_xs = [_read(frame, a).random for a in node.xs]
-        body = _Frame(
+        random_xs = [read(frame, a).random for a in node.xs]
+        body = Frame(
             state["log_weights"],
             {name: Lane(value, frame.given[name].random) for name, value in x["given"].items()},
             active,
             frame.depth + 1,
         )
         args = [*constants, *carry, *(Lane(a, flag) for a, flag in zip(x["xs"], random_xs, strict=True))]
-        out = self._block(node.body, args, x["keys"], body)
+        out = self.block(node.body, args, x["keys"], body)
         new_carry, ys = out[: len(carry)], out[len(carry) :]
         if done is not None:
             new_carry = [
-                new if same or scratch else self._map(jnp.where, done, old, new)
+                new if same or scratch else self.map(jnp.where, done, old, new)
                 for old, new, same, scratch in zip(carry, new_carry, node.invariant, node.scratch, strict=True)
             ]
         new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
@@ -361,27 +337,27 @@ class Interpreter:
             self._select(plan, state, new_state, output, x)
         return new_state, output
 
-    def _select(self, plan: _LoopPlan, state, new_state, output, x) -> None:
+    def _select(self, plan: LoopPlan, state, new_state, output, x) -> None:
         """Resample if it is due: changes `new_state`, and adds what happened to `output`."""
         selection, num, log_weights = self.selection, self.num_particles, new_state["log_weights"]
         weighing = selection.weigh(log_weights)
         due = selection.due(weighing) if selection.may_resample else False
         moving = plan.moving(state, new_state)
 
-        def move(moving, log_weights):
+        def resample(moving, log_weights):
             ancestors, new_weights, mass = selection.select(x["keys"][-1], log_weights, weighing)
             mass = jnp.asarray(mass, log_weights.dtype)
-            return _move(moving, ancestors), new_weights, mass, ancestors
+            return move(moving, ancestors), new_weights, mass, ancestors
 
         def stay(moving, log_weights):
             return moving, log_weights, jnp.zeros((), log_weights.dtype), jnp.arange(num, dtype=jnp.int32)
 
         if due is True:
-            moving, log_weights, mass, ancestors = move(moving, log_weights)
+            moving, log_weights, mass, ancestors = resample(moving, log_weights)
         elif due is False:
             mass, ancestors = jnp.zeros((), log_weights.dtype), None
         else:
-            moving, log_weights, mass, ancestors = jax.lax.cond(due, move, stay, moving, log_weights)
+            moving, log_weights, mass, ancestors = jax.lax.cond(due, resample, stay, moving, log_weights)
         plan.put_back(new_state, moving)
         new_state["log_weights"] = log_weights
         new_state["log_mass"] = state["log_mass"] + mass
@@ -396,129 +372,6 @@ class Interpreter:
             self.progress(x["t"], plan.node.length, weighing.ess)
 
 
-class _LoopPlan:
-    """What is known of a loop before it runs: which values are random, captured, moved, and kept."""
-
-    def __init__(self, interpreter: Interpreter, node: Loop, frame: _Frame, needed_later: set[int]):
-        self.interpreter, self.node, self.frame = interpreter, node, frame
-        self.flags = self._flags()
-        self.selects = interpreter.selection is not None and node.resamples and frame.depth == 0
-        self.moves = self.selects and interpreter.selection.may_resample
-        # Values the iterations read that are not carried: the body's and until's constants, untouched carry.
-        untouched = [a for a, same in zip(node.init, node.invariant, strict=True) if same]
-        read = dict.fromkeys(a for a in (*node.constants, *node.until_constants, *untouched) if isinstance(a, int))
-        random = [v for v in read if frame.env[v].random]
-        self.captured = random if self.moves else []
-        recorded = {v for pair in frame.records.values() for v in pair if v is not None}
-        across = (needed_later | recorded) & frame.env.keys() - set(self.captured)
-        self.carried_across = sorted(v for v in across if frame.env[v].random) if self.moves else []
-        outputs = node.outputs[len(node.init) :]
-        self.wanted_ys = [i for i, variable in enumerate(outputs) if variable in needed_later]
-        self.box: dict[str, Any] = {}  # found while the body is traced: the layout of its histories
-
-    def _flags(self) -> dataflow.LoopFlags:
-        node, frame = self.node, self.frame
-        if self.interpreter.num_particles is None:
-            num_ys = len(node.outputs) - len(node.init)
-            return dataflow.LoopFlags(((False,) * len(node.init), (False,) * num_ys, False))
-        groups = [
-            tuple(_read(frame, a).random for a in group)
-            for group in (node.constants, node.until_constants, node.init, node.xs)
-        ]
-        shared_given = frozenset(name for name, lane in frame.given.items() if not lane.random)
-        return dataflow.loop_flags(node, *groups, shared_given)
-
-    def initial_state(self, frame: _Frame) -> dict[str, Any]:
-        interpreter, node = self.interpreter, self.node
-        init = [_read(frame, a) for a in node.init]
-        state = self.state_of(init) | {"step": jnp.zeros((), jnp.int32), "log_weights": frame.log_weights}
-        if self.selects:
-            state["log_mass"] = jnp.asarray(frame.log_mass, frame.log_weights.dtype)
-            state["captured"] = [frame.env[v].array for v in self.captured]
-            if self.carried_across:
-                state["index"] = jnp.arange(interpreter.num_particles, dtype=jnp.int32)
-        if node.until is not None:
-            state["done"] = self.stopped(init, state, None)
-        return state
-
-    def state_of(self, carry: list[Lane]) -> dict[str, Any]:
-        """Return the carried arrays, each with or without the particle axis as the fixpoint says."""
-        changing = [
-            (lane, flag)
-            for lane, flag, same in zip(carry, self.flags.carry, self.node.invariant, strict=True)
-            if not same
-        ]
-        return {"carry": [self.interpreter._full(lane) if flag else lane.array for lane, flag in changing]}
-
-    def carry_lanes(self, state) -> list[Lane]:
-        arrays = iter(state["carry"])
-        return [
-            self.constant(atom, state) if same else Lane(next(arrays), flag)
-            for atom, flag, same in zip(self.node.init, self.flags.carry, self.node.invariant, strict=True)
-        ]
-
-    def constant(self, atom, state) -> Lane:
-        """Return a value that the iterations read, moved with its particle if it is random."""
-        if isinstance(atom, int) and atom in self.captured:
-            return Lane(state["captured"][self.captured.index(atom)], True)
-        return _read(self.frame, atom)
-
-    def captured_lanes(self, state) -> dict[int, Lane]:
-        return {v: Lane(array, True) for v, array in zip(self.captured, state["captured"], strict=True)}
-
-    def stopped(self, carry: list[Lane], state, done: Lane | None):
-        """Return which particles stop before the next iteration."""
-        node, interpreter = self.node, self.interpreter
-        frame = _Frame(None, {})
-        constants = [self.constant(a, state) for a in node.until_constants]
-        (stop,) = interpreter._block(node.until, [*constants, *carry], None, frame)
-        if done is not None:
-            stop = interpreter._map(jnp.logical_or, done, stop)
-        return interpreter._full(stop) if self.flags.done else stop.array
-
-    def collect(self, body: _Frame, ys: list[Lane], active: Lane | None) -> list[Any]:
-        """Return the arrays of one iteration that are kept, each once, zeros where the particle is frozen."""
-        lanes: list[Lane] = []
-        places: dict[int, int] = {}
-
-        def place(lane: Lane) -> int:
-            if id(lane.array) not in places:
-                places[id(lane.array)] = len(lanes)
-                lanes.append(lane)
-            return places[id(lane.array)]
-
-        self.box["ys"] = {i: place(ys[i]) for i in self.wanted_ys}
-        records = {}
-        for name, (variable, present) in body.records.items():
-            mask = active if present is None else body.env[present]
-            records[name] = place(body.env[variable]), None if mask is None else place(mask)
-        self.box["records"] = records
-        if active is not None:
-            zero = lambda on, x: jnp.where(on, x, jnp.zeros_like(x))  # noqa: E731
-            lanes = [self.interpreter._map(zero, active, lane) for lane in lanes]
-        self.box["random"] = [lane.random for lane in lanes]
-        return [lane.array for lane in lanes]
-
-    def moving(self, state, new_state) -> dict[str, Any]:
-        """Return all that belongs to a particle and must follow its ancestor."""
-        changing = [flag for flag, same in zip(self.flags.carry, self.node.invariant, strict=True) if not same]
-        moving = {
-            "carry": [a for a, flag in zip(new_state["carry"], changing, strict=True) if flag],
-            "captured": state["captured"],
-        }
-        if "index" in state:
-            moving["index"] = state["index"]
-        if self.flags.done:
-            moving["done"] = new_state["done"]
-        return moving
-
-    def put_back(self, new_state, moving) -> None:
-        changing = [flag for flag, same in zip(self.flags.carry, self.node.invariant, strict=True) if not same]
-        moved = iter(moving["carry"])
-        new_state["carry"] = [next(moved) if flag else a for a, flag in zip(new_state["carry"], changing, strict=True)]
-        new_state.update({name: value for name, value in moving.items() if name != "carry"})
-
-
 def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:
     """Return, for each segment, the variables that are read after it."""
     needed, sets = set(outputs), []
@@ -526,51 +379,6 @@ def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:
         sets.append(set(needed))
         needed.update(a for a in segment.inputs if isinstance(a, int))
     return sets[::-1]
-
-
-def _read(frame: _Frame, atom) -> Lane:
-    return Lane(jnp.asarray(atom.value)) if isinstance(atom, Literal) else frame.env[atom]
-
-
-def _take(array, index):
-    return array.at[index].get(mode="promise_in_bounds")
-
-
-def _time_first(lane: Lane):
-    return jnp.moveaxis(lane.array, 1, 0) if lane.random else lane.array
-
-
-def _move(tree: Any, ancestors) -> Any:
-    """Replace every particle's arrays by its ancestor's.
-
-    Numbers of one type are moved side by side in one gather: looking an ancestor up costs more than copying it.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    groups: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
-    for members in groups.values():
-        if len(members) == 1:
-            leaves[members[0]] = _take(leaves[members[0]], ancestors)
-        else:
-            rows = _take(jnp.stack([leaves[i] for i in members], axis=-1), ancestors)
-            for column, i in enumerate(members):
-                leaves[i] = rows[:, column]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _trace_back(ancestors, resampled, histories: list[Any]) -> list[Any]:
-    """Return histories `[T, N, ...]` along the ancestral lines of the last particles."""
-    if not histories:
-        return []
-
-    def step(index, x):
-        parents, moved, rows = x
-        index = jax.lax.cond(moved, lambda: _take(parents, index), lambda: index)
-        return index, [_take(row, index) for row in rows]
-
-    last = jnp.arange(ancestors.shape[1], dtype=jnp.int32)
-    return jax.lax.scan(step, last, (ancestors, resampled, histories), reverse=True)[1]
 
 
 def _finish_diagnostics(diagnostics: dict[str, Any], steps) -> dict[str, Any]:

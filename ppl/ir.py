@@ -2,9 +2,7 @@
 
 `make_jaxpr` gives a tree of nested jaxprs: every `jax.jit` inside the user's function is an equation with a program
 inside. A particle can only be kept whole if one frame holds every live value, so `flatten` inlines these, lifts the
-arrays they close over to inputs, and numbers the variables in order of appearance. Two programs that differ in array
-values, source lines or object identities only come out equal, and `structural_key` says so: it is what compiled
-runners are cached by.
+arrays they close over to inputs, and numbers the variables in order of appearance.
 
 A `Block` is a straight line of nodes:
 
@@ -19,7 +17,6 @@ A `Block` is a straight line of nodes:
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -41,7 +38,7 @@ __all__ = [
     "Score",
     "Stretch",
     "flatten",
-    "structural_key",
+    "open_jaxpr",
 ]
 
 # Equations whose inner program is run once, as it stands. The derivative rules of the custom ones matter only to
@@ -52,8 +49,6 @@ _CUSTOM_RULES = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
-# Parameters that say nothing about what is computed.
-_IGNORED_PARAMS = {"name", "debug_info", "where"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -351,7 +346,7 @@ class _Builder:
             inner = self.called_program(eqn)
             inputs = [read(a) for a in eqn.invars]
             if inner is not None:
-                inner_jaxpr, inner_consts = _open(inner)
+                inner_jaxpr, inner_consts = open_jaxpr(inner)
                 results = self.inline(inner_jaxpr, [self.constant(c) for c in inner_consts], inputs)
             else:
                 results = [self.variable(v.aval) for v in eqn.outvars]
@@ -409,104 +404,7 @@ class _Builder:
         )  # fmt: skip
 
 
-def _open(jaxpr) -> tuple[Any, list[Any]]:
+def open_jaxpr(jaxpr) -> tuple[Any, list[Any]]:
     """Return (jaxpr, constants' values) of a closed jaxpr, whichever class this JAX uses for it."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     return inner, list(getattr(jaxpr, "consts", ()))
-
-
-def structural_key(block: Block) -> tuple:
-    """Return a hashable value that is equal for blocks that compute the same from the same inputs."""
-    types = tuple(_aval_key(block.avals[v]) for v in block.inputs)
-    return types, block.inputs, _atoms(block.outputs), tuple(_node_key(node) for node in block.nodes)
-
-
-def _node_key(node: Node) -> tuple:
-    if isinstance(node, Apply):
-        params = tuple(
-            (name, _freeze(value, name)) for name, value in sorted(node.params.items()) if name not in _IGNORED_PARAMS
-        )
-        return ("apply", node.primitive, _atoms(node.inputs), node.outputs, params)
-    fields = []
-    for field in dataclasses.fields(node):
-        if field.name == "where":
-            continue
-        value = getattr(node, field.name)
-        if isinstance(value, Block):
-            value = structural_key(value)
-        elif isinstance(value, Literal):
-            value = value.key()
-        elif field.name == "aval":
-            value = _aval_key(value)
-        elif isinstance(value, tuple):
-            value = _atoms(value)
-        fields.append(value)
-    return (type(node).__name__, *fields)
-
-
-def _atoms(atoms) -> tuple:
-    return tuple(a.key() if isinstance(a, Literal) else a for a in atoms)
-
-
-def _aval_key(aval) -> tuple:
-    return getattr(aval, "shape", None), str(getattr(aval, "dtype", aval)), getattr(aval, "weak_type", False)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Identity:
-    """An object that is equal to itself only. Holding it keeps its identity from being reused."""
-
-    value: Any
-
-    def __eq__(self, other):
-        return isinstance(other, _Identity) and self.value is other.value
-
-    def __hash__(self):
-        return id(self.value)
-
-
-def _freeze(value: Any, name: str = ""):
-    """Turn an equation's parameter into something hashable that is equal when the computation is."""
-    if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr):
-        return _jaxpr_key(value)
-    if isinstance(value, tuple | list):
-        return (type(value).__name__, *(_freeze(v) for v in value))
-    if isinstance(value, dict):
-        return tuple((k, _freeze(v)) for k, v in sorted(value.items()))
-    if isinstance(value, np.ndarray):
-        return ("array", str(value.dtype), value.shape, value.tobytes())
-    if isinstance(value, jax.Array):
-        return _Identity(value)
-    if callable(value) and name == "computation":  # lax.reduce: said again by its jaxpr
-        return None
-    if name == "rule":  # a batching rule: what JAX wraps anew at each call is the user's one function
-        value = inspect.unwrap(value)
-    try:
-        hash(value)
-    except TypeError:
-        return _Identity(value)
-    return type(value), value
-
-
-def _jaxpr_key(jaxpr) -> tuple:
-    """Return the key of a jaxpr inside a control-flow equation, whose closed-over arrays go by identity."""
-    inner, consts = _open(jaxpr)
-    numbers: dict[Any, int] = {}
-
-    def number(var) -> int:
-        return numbers.setdefault(var, len(numbers))
-
-    def atom(a):
-        return Literal(a.val).key() if isinstance(a, jex.Literal) else number(a)
-
-    inputs = tuple((number(v), _aval_key(v.aval)) for v in (*inner.constvars, *inner.invars))
-    equations = tuple(
-        (
-            eqn.primitive,
-            tuple(atom(a) for a in eqn.invars),
-            tuple((number(v), _aval_key(v.aval)) for v in eqn.outvars),
-            tuple((k, _freeze(v, k)) for k, v in sorted(eqn.params.items()) if k not in _IGNORED_PARAMS),
-        )
-        for eqn in inner.eqns
-    )
-    return inputs, tuple(_Identity(c) for c in consts), equations, tuple(atom(a) for a in inner.outvars)

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ppl.control_flow import scan
-from ppl.primitives import current_staging, sample, scope, staging_options
 from ppl.program import Program, as_program
+from ppl.staging import current_staging, scope, staging_options
+from ppl.statements import sample
 
 __all__ = ["Process", "generate"]
 

@@ -36,7 +36,10 @@ from ppl.errors import (
     source_text,
 )
 from ppl.networks import kept_whole
-from ppl.primitives import STATEMENTS, Staging, bind_given, staging_context
+from ppl.numpyro_bridge import Bridge, bind_given
+from ppl.primitives import STATEMENTS
+from ppl.staging import Staging, staging_context
+from ppl.structure import structural_key
 
 __all__ = ["Model", "Program", "Site", "Staged", "condition", "model", "static"]
 
@@ -164,7 +167,7 @@ class Staged:
     def key(self) -> tuple:
         """Return what makes a compiled run of this program reusable for another."""
         given = tuple((name, v.shape, str(v.dtype)) for name, v in sorted(self.given.items()))
-        return ir.structural_key(self.block), given, self.out_tree
+        return structural_key(self.block), given, self.out_tree
 
     def without_values(self) -> Staged:
         """Return the program without the arrays it would run on, for a cache that must not hold them."""
@@ -220,7 +223,7 @@ def _stage(program: Program, keep_rules: bool) -> Staged:
             filled[i] = value
         args, kwargs = jax.tree.unflatten(tree, filled)
         staging.values.extend(_describe_arguments(program.function, args, kwargs))
-        with staging_context(staging):
+        with staging_context(staging), Bridge():
             result = program.function(*args, **kwargs)
         flat_result, structure["tree"] = jax.tree.flatten(result)
         return [_as_output(program, x) for x in flat_result]

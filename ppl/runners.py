@@ -1,7 +1,7 @@
 """Compiled runs, kept by what they compute.
 
 Staging a program takes milliseconds, compiling a run takes seconds. A runner is therefore cached by the program's
-structure (`ppl.ir.structural_key`) and by what is to be done with it, and the arrays it works on (arguments, network
+structure (`ppl.structure`) and by what is to be done with it, and the arrays it works on (arguments, network
 weights, prompts, conditioned values, the key) are passed in. Another seed, other values of the same shapes, or the same
 model defined again compile nothing (law L4). The cache holds no arrays.
 """

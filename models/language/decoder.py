@@ -212,7 +212,11 @@ class Decoder(nnx.Module):
         if self.config.rope_divisors:
             frequencies = frequencies / np.array(self.config.rope_divisors)
         angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
-        return x, (jnp.cos(angles), jnp.sin(angles))
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        # The product with the identity changes nothing but the schedule: XLA stores its operand, where it would
+        # otherwise compute the cosines again in every head of every layer.
+        waves = jnp.matmul(waves, jnp.eye(2 * half, dtype=jnp.float32), precision=jax.lax.Precision.HIGHEST)
+        return x, (waves[..., :half], waves[..., half:])
 
 
 def _rotate(heads: Float[Array, "*T n D"], rotation: tuple[Array, Array]) -> Float[Array, "*T n D"]:

@@ -1,0 +1,90 @@
+"""Values of a population: shared by all particles or one for each, the frame they live in, and how they are moved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppl.ir import Literal
+
+__all__ = ["Frame", "Lane", "move", "read", "take", "time_first", "trace_back"]
+
+
+class Lane(NamedTuple):
+    """A value: shared by all particles, or one for each along a leading axis."""
+
+    array: Any
+    random: bool = False
+
+
+@dataclasses.dataclass
+class Frame:
+    """The state of a walk through one block."""
+
+    log_weights: Any
+    given: Mapping[str, Lane]
+    active: Lane | None = None
+    depth: int = 0
+    log_mass: Any = 0.0
+    env: dict[int, Lane] = dataclasses.field(default_factory=dict)
+    records: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
+    blame: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def new_variable(self, lane: Lane) -> int:
+        """Put a value beside the block's own variables."""
+        variable = -len(self.env) - 1
+        self.env[variable] = lane
+        return variable
+
+
+def read(frame: Frame, atom) -> Lane:
+    """Return the value of a variable or constant."""
+    return Lane(jnp.asarray(atom.value)) if isinstance(atom, Literal) else frame.env[atom]
+
+
+def take(array, index):
+    """Return rows by an index that is known to be in range."""
+    return array.at[index].get(mode="promise_in_bounds")
+
+
+def time_first(lane: Lane):
+    """Return the array of a history with its time axis leading, `[T, N, ...]` or `[T, ...]`."""
+    return jnp.moveaxis(lane.array, 1, 0) if lane.random else lane.array
+
+
+def move(tree: Any, ancestors) -> Any:
+    """Replace every particle's arrays by its ancestor's.
+
+    Numbers of one type are moved side by side in one gather: looking an ancestor up costs more than copying it.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
+    for members in groups.values():
+        if len(members) == 1:
+            leaves[members[0]] = take(leaves[members[0]], ancestors)
+        else:
+            rows = take(jnp.stack([leaves[i] for i in members], axis=-1), ancestors)
+            for column, i in enumerate(members):
+                leaves[i] = rows[:, column]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def trace_back(ancestors, resampled, histories: list[Any]) -> list[Any]:
+    """Return histories `[T, N, ...]` along the ancestral lines of the last particles."""
+    if not histories:
+        return []
+
+    def step(index, x):
+        parents, moved, rows = x
+        index = jax.lax.cond(moved, lambda: take(parents, index), lambda: index)
+        return index, [take(row, index) for row in rows]
+
+    last = jnp.arange(ancestors.shape[1], dtype=jnp.int32)
+    return jax.lax.scan(step, last, (ancestors, resampled, histories), reverse=True)[1]

@@ -1,0 +1,231 @@
+"""From distributions to equations, through NumPyro's message stack.
+
+Every statement, this language's or NumPyro's, is a NumPyro message, so that plates, masks and scales hold for both. A
+`Bridge` lies at the bottom of the stack while a model is staged and binds what reaches it:
+
+    sample      the distribution's sampler, traced to a program from a key to a value, and its log-density
+    observe     the log-density of the value: -inf outside the distribution's support (law L1)
+    factor      the log-weight
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from ppl.errors import SiteTypeError, SiteValueError, user_line
+from ppl.primitives import draw_p, given_p, record_p, score_p, trace
+from ppl.staging import Staging, current_staging
+
+__all__ = ["Bridge", "Options", "as_array", "bind_given", "require_distribution"]
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))  # the type of a PRNG key, to trace samplers with
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `ppl.sample` has to say beyond NumPyro's own arguments, carried in the message's `infer` field."""
+
+    proposal: Any = None
+
+
+class Bridge(numpyro.primitives.Messenger):
+    """Turns NumPyro's messages into this language's equations. It lies at the bottom of NumPyro's stack."""
+
+    def process_message(self, msg):
+        """Bind a message as an equation and give it a value."""
+        kind, name = msg["type"], msg["name"]
+        if kind == "plate":
+            if msg["value"] is None:
+                raise SiteTypeError(
+                    f"plate {name!r} at {user_line()} asks for a random subsample. Programs have no subsampling: give "
+                    "the plate its full size, or pass the subsample as an argument."
+                )
+            return
+        staging = current_staging(f"statement {name!r}")
+        if kind == "sample":
+            msg["value"] = _bind_message(staging, msg)
+        elif kind == "deterministic":
+            _bind_record(staging, name, msg["value"])
+        elif kind in ("param", "mutable", "prng_key"):
+            raise SiteTypeError(
+                f"numpyro.{kind}({name!r}) at {user_line()} has no meaning in a program: pass parameters as arguments "
+                "of the model, and draw random values with ppl.sample."
+            )
+        msg["stop"] = True
+
+
+def _bind_message(staging: Staging, msg):
+    name, law, scale = msg["name"], msg["fn"], msg.get("scale")
+    options = msg["infer"].get("ppl", Options()) if msg["infer"] else Options()
+    require_distribution(staging, name, "distribution", law)
+    sample_shape = msg["kwargs"].get("sample_shape", ())
+    if sample_shape:
+        law = law.expand(tuple(sample_shape) + law.batch_shape)
+    if isinstance(_innermost(law), dist.Unit):
+        _bind_score(staging, name, "factor", _total(law.log_factor, scale))
+        return msg["value"]
+    if msg["is_observed"]:
+        return _bind_observation(staging, name, law, msg["value"], scale)
+    return _bind_draw(staging, name, law, options.proposal, scale)
+
+
+def _bind_draw(staging: Staging, name: str, law, proposal, scale):
+    full_name, where = staging.prefix + name, user_line()
+    sampler, parameters = _sampler(staging, name, "distribution", law)
+    proposer, proposal_parameters = None, []
+    if proposal is not None:
+        if proposal.batch_shape != law.batch_shape:
+            proposal = proposal.expand(law.batch_shape)
+        proposer, proposal_parameters = _sampler(staging, name, "proposal", proposal)
+        if proposer.out_avals[0].shape != sampler.out_avals[0].shape:
+            raise SiteValueError(
+                f"sample({full_name!r}) at {where}: the proposal draws values of shape {proposer.out_avals[0].shape}, "
+                f"the distribution of shape {sampler.out_avals[0].shape}. They must agree."
+            )
+        if proposer.out_avals[0].dtype != sampler.out_avals[0].dtype:
+            raise SiteTypeError(
+                f"sample({full_name!r}) at {where}: the proposal draws {proposer.out_avals[0].dtype}, the distribution "
+                f"{sampler.out_avals[0].dtype}. They must agree."
+            )
+    (value,) = draw_p.bind(
+        *parameters, *proposal_parameters, sampler=sampler, proposal=proposer, num_parameters=len(parameters),
+        name=full_name, internal=staging.internal, where=where,
+    )  # fmt: skip
+    staging.values.append((f"the site {full_name!r}", value))
+    log_density = _log_density(law, value, scale)
+    log_proposal = () if proposal is None else (_log_density(proposal, value, None),)
+    _bind_score(staging, name, "sample", log_density, *log_proposal)
+    return value
+
+
+def _bind_observation(staging: Staging, name: str, law, value, scale):
+    value = as_array(name, value)
+    shape = law.batch_shape + law.event_shape
+    label = f"observe({staging.prefix + name!r}) at {user_line()}"
+    if value.shape != shape:
+        raise SiteValueError(
+            f"{label}: the value has shape {value.shape}, the distribution {type(law).__name__} has shape {shape}. "
+            "Give "
+            f"both one shape, for instance by distribution.expand({list(value.shape)}) or a numpyro.plate."
+        )
+    if law.is_discrete and not (jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_):
+        raise SiteTypeError(
+            f"{label}: {type(law).__name__} is discrete, the value is {value.dtype}. Pass whole numbers."
+        )
+    _bind_score(staging, name, "observe", _log_density(law, value, scale))
+    return value
+
+
+def _bind_score(staging: Staging, name: str, kind: str, *log_densities) -> None:
+    for log_density in log_densities:
+        if jnp.shape(log_density) != ():
+            raise SiteValueError(
+                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
+                f"{jnp.shape(log_density)}; it "
+                "must be one number. Sum it, or put the factor in a numpyro.plate."
+            )
+    floats = [jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in log_densities]
+    score_p.bind(*floats, name=staging.prefix + name, kind=kind, where=user_line())
+
+
+def _bind_record(staging: Staging, name: str, value) -> None:
+    leaves, _ = jax.tree.flatten(value)
+    if len(leaves) != 1:
+        raise SiteTypeError(
+            f"deterministic({staging.prefix + name!r}) at {user_line()}: the value has {len(leaves)} arrays; "
+            "record one each."
+        )
+    record_p.bind(leaves[0], name=staging.prefix + name, internal=staging.internal, where=user_line())
+
+
+def bind_given(name: str, value) -> None:
+    """Say that a site which follows is observed, with this value, `[T, ...]` inside loops."""
+    staging = current_staging(f"the condition on {name!r}")
+    given_p.bind(as_array(name, value), name=staging.prefix + name, where=user_line())
+
+
+def _sampler(staging: Staging, name: str, role: str, law):
+    """Trace a distribution's sampler to a program from a key to a value."""
+    program, constants = trace(law.sample, KEY)
+    if len(program.out_avals) != 1:
+        raise SiteTypeError(
+            f"sample({staging.prefix + name!r}) at {user_line()}: the {role} {type(law).__name__} draws "
+            f"{len(program.out_avals)} arrays; a site is one array."
+        )
+    return program, constants
+
+
+def _log_density(law, value, scale):
+    """Return the log-density of a value: -inf outside the support, summed over the batch."""
+    log_density = law.log_prob(value)
+    inside = _in_support(law, value)
+    if inside is not None:
+        log_density = jnp.where(inside, log_density, -jnp.inf)
+    return _total(log_density, scale)
+
+
+def _total(log_density, scale):
+    log_density = jnp.sum(jnp.asarray(log_density))
+    return log_density if scale is None else scale * log_density
+
+
+def _in_support(law, value):
+    """Return whether each value of the batch lies in the support, or None where every number does.
+
+    NaN is left to the density, which answers NaN: bad data is an error, not an impossible event.
+    """
+    try:
+        support = law.support
+    except NotImplementedError:
+        return None
+    base = support
+    while hasattr(base, "base_constraint"):
+        base = base.base_constraint
+    if (
+        support is None
+        or base in (constraints.real, constraints.real_vector)
+        or isinstance(base, type(constraints.dependent))
+    ):
+        return None
+    inside = support(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return inside
+    is_nan = jnp.isnan(value)
+    extra = is_nan.ndim - jnp.ndim(inside)
+    return inside | jnp.any(is_nan, axis=tuple(range(is_nan.ndim - extra, is_nan.ndim)))
+
+
+def _innermost(law):
+    while isinstance(law, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        law = law.base_dist
+    return law
+
+
+def require_distribution(staging: Staging, name: str, role: str, value) -> None:
+    """Raise unless a site was given a NumPyro distribution."""
+    if not isinstance(value, dist.Distribution):
+        raise SiteTypeError(
+            f"site {staging.prefix + name!r} at {user_line()}: the {role} is a {type(value).__name__}; it must be a "
+            "NumPyro "
+            "distribution, for instance dist.Normal(0.0, 1.0)."
+        )
+
+
+def as_array(name: str, value):
+    """Return a site's value as a numeric array, or say what it is instead."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise SiteTypeError(
+            f"site {name!r} at {user_line()}: the value is a {type(value).__name__}; it must be a number or an array."
+        ) from error
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == jnp.bool_):
+        raise SiteTypeError(f"site {name!r} at {user_line()}: the value has type {array.dtype}; it must be numeric.")
+    return array

@@ -66,9 +66,7 @@ def tiny_models() -> dict[str, tuple[torch.nn.Module, dict]]:
     t = transformers
     llama = dict(SMALL, num_attention_heads=4)
     qwen = dict(SMALL, num_attention_heads=4, num_key_value_heads=2)
-    gpt2 = t.GPT2Config(
-        vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
-    )
+    gpt2 = t.GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2)
     return {
         "llama2": (t.LlamaForCausalLM(t.LlamaConfig(**llama)), {}),
         "llama3": (
@@ -111,9 +109,7 @@ def greedy(model: torch.nn.Module, tokens: list[int], steps: int) -> dict:
     """The greedy continuation, and the logits after the prompt: the best 64 and every 97th."""
     with torch.no_grad():
         logits = model(torch.tensor([tokens])).logits[0, -1].float().numpy()
-        continued = model.generate(
-            torch.tensor([tokens]), max_new_tokens=steps, do_sample=False, pad_token_id=0
-        )
+        continued = model.generate(torch.tensor([tokens]), max_new_tokens=steps, do_sample=False, pad_token_id=0)
     best = np.argsort(-logits)[:64]
     return dict(
         tokens=tokens,

@@ -2,7 +2,7 @@
 
 import os
 
-# Only tokenizers, configurations and templates of transformers are used; its advice to install torch is beside the point.
+# Only tokenizers and chat templates of transformers are used; its advice to install torch is beside the point.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from ppl.models.language.cache import TextState as TextState  # noqa: E402

@@ -51,7 +51,7 @@ class TextState:
         position: position of the next token in the text.
         hidden: last hidden state after the final norm; the head makes the next token's logits of it.
         context_length: largest number of positions of the model; static.
-        free: how many slots are certainly free; static. Outside of loops `LanguageModel.extend` makes room when none is.
+        free: how many slots are certainly free; static. Outside of loops `LanguageModel.extend` adds some when none is.
         used: inside a `ppl.scan`, how many slots this iteration has used so far; None outside; static.
     """
 
@@ -75,7 +75,7 @@ class TextState:
 
     @property
     def room_in_context(self) -> int:
-        """How many more slots the model's context has room for; where the prompt's length is traced, at most that many."""
+        """How many more slots the model's context has room for; an upper bound where the prompt's length is traced."""
         prompt = 1 if isinstance(self.prompt_length, jax.core.Tracer) else int(self.prompt_length)
         return self.context_length - prompt - self.slots
 

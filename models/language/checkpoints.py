@@ -112,8 +112,7 @@ class Tensors:
         if left:
             shown = ", ".join(f"`{name}`" for name in left[:4]) + (", ..." if len(left) > 4 else "")
             raise ValueError(
-                f"{self.source} has {len(left)} tensors that a network of its configuration has no use for: "
-                f"{shown}."
+                f"{self.source} has {len(left)} tensors that a network of its configuration has no use for: {shown}."
             )
 
 

@@ -16,8 +16,8 @@ every projection is one matrix product for all particles, and so are the scores 
 
 Why the blocks are separate arrays and a Python loop, not one stack and a scan: slicing a layer out of a stack copies
 its weights in every step on CPU (a product needs its operand in one piece), about a fifth of a decoding step. Kernels
-are stored `[in, out]`, the embedding table `[E, V]`: products with them ran a quarter faster than with their transposes.
-Queries, keys and values are one product, gate and up another.
+are stored `[in, out]` and the embedding table `[E, V]`: with their transposes products were a quarter slower. Queries,
+keys and values are one product, gate and up another.
 """
 
 from typing import Any

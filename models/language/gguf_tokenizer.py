@@ -88,9 +88,7 @@ def _need(metadata: Mapping[str, Any], name: str) -> Any:
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     rule = metadata.get("tokenizer.ggml.pre", "default")
     if rule not in _WORD_RULES:
-        raise ValueError(
-            f"unknown word rule: `tokenizer.ggml.pre` is {rule!r}; accepted are {', '.join(_WORD_RULES)}."
-        )
+        raise ValueError(f"unknown word rule: `tokenizer.ggml.pre` is {rule!r}; accepted are {', '.join(_WORD_RULES)}.")
     merges = [tuple(merge.split(" ", 1)) for merge in _need(metadata, "merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     # Llama 3 takes a whole word that is a token as it is, without going through the merges.

@@ -123,7 +123,9 @@ def test_extend_gives_nan_where_a_loop_made_too_little_room(tiny):
     assert bool(jnp.isnan(advance(lm, state, 3).hidden).all())
 
 
-@pytest.mark.parametrize("batched", [(True, True, False), (True, True, True), (False, True, False), (True, False, False)])
+@pytest.mark.parametrize(
+    "batched", [(True, True, False), (True, True, True), (False, True, False), (True, False, False)]
+)
 def test_write_slot_means_the_same_under_vmap(batched):
     cache, entry, slot = batched
     key = jax.random.key(0)
@@ -155,7 +157,9 @@ def test_decoding_loop_copies_no_cache_and_no_weights(tiny, expected):
     keys = jax.random.split(jax.random.key(0), (4, population))
     text = jax.jit(run).lower(weights, state, keys).compile().as_text()
     cache = f"f32[{population},{','.join(map(str, state.keys.shape))}]"
-    copies = [line for line in text.splitlines() if f"= {cache}" in line and " copy(" in line and "while/body" in line]
-    assert not copies
     kernel = f"f32[{lm.config.hidden_size},{2 * lm.config.intermediate_size}]"
-    assert not [line for line in text.splitlines() if f"= {kernel}" in line and (" copy(" in line or "transpose" in line)]
+    body = text[: text.index("\nENTRY ")]  # the entry copies the caches once, since a caller's arguments stay his
+    for shape in (cache, kernel):
+        assert not [
+            line for line in body.splitlines() if f"= {shape}" in line and (" copy(" in line or "transpose(" in line)
+        ]

@@ -134,8 +134,10 @@ def test_smollm2_reads_and_writes_text(smollm2):
     for text in ("Hello world 2024\n", " naïve 日本 👩‍👧"):
         assert smollm2.decode(smollm2.encode(text)) == text
     prompt = smollm2.chat_prompt([{"role": "user", "content": "hi"}])
-    assert smollm2.decode(prompt) == "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by " \
+    assert (
+        smollm2.decode(prompt) == "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
         "Hugging Face"
+    )
 
 
 @pytest.mark.weights

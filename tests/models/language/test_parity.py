@@ -54,6 +54,7 @@ def test_gguf_with_scaled_rotations_matches_torch(tiny, tiny_folder, expected, t
 def test_bfloat16_checkpoint_is_read_and_close_to_float32(tiny, tiny_folder, tmp_path, expected):
     import ml_dtypes
     from safetensors.numpy import load_file
+
     from .gguf_writer import copy_folder, save_bfloat16
 
     folder = copy_folder(tiny_folder("qwen3"), tmp_path / "bf16")

@@ -237,6 +237,11 @@ class Interpreter:
                 frame.env[variable] = lane
             for variable in plan.carried_across:
                 frame.env[variable] = Lane(take(frame.env[variable].array, state["index"]), True)
+            if plan.keeps_index:
+                frame.given = {
+                    name: Lane(take(lane.array, state["index"]), True) if lane.random else lane
+                    for name, lane in frame.given.items()
+                }
             diagnostics = _finish_diagnostics(out["diagnostics"], steps)
             frame.diagnostics.append(diagnostics | ({"ancestors": out["ancestors"]} if plan.moves else {}))
 
@@ -311,14 +316,15 @@ class Interpreter:
             running = self.map(jnp.logical_not, done)
             active = running if active is None else self.map(jnp.logical_and, active, running)
 
-        random_xs = [read(frame, a).random for a in node.xs]
-        body = Frame(
-            state["log_weights"],
-            {name: Lane(value, frame.given[name].random) for name, value in x["given"].items()},
-            active,
-            frame.depth + 1,
-        )
-        args = [*constants, *carry, *(Lane(a, flag) for a, flag in zip(x["xs"], random_xs, strict=True))]
+        def walked(array, lane: Lane) -> Lane:
+            # What a loop walks along was stored as the particles stood when it began.
+            moved = lane.random and plan.keeps_index
+            return Lane(take(array, state["index"]) if moved else array, lane.random)
+
+        given = {name: walked(value, frame.given[name]) for name, value in x["given"].items()}
+        body = Frame(state["log_weights"], given, active, frame.depth + 1)
+        xs = [walked(array, read(frame, atom)) for array, atom in zip(x["xs"], node.xs, strict=True)]
+        args = [*constants, *carry, *xs]
         out = self.block(node.body, args, x["keys"], body)
         new_carry, ys = out[: len(carry)], out[len(carry) :]
         if done is not None:

@@ -2,7 +2,7 @@
 
 State of a loop, between two iterations: the carry without the leaves that the body hands on untouched, `captured`
 (random values that the iterations read and that therefore move with their particle), `index` (who each particle was
-when the loop began, where something random lives across it), `done`, log-weights and log-mass.
+when the loop began, where something random lives across it or is walked along by it), `done`, log-weights and log-mass.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ class LoopPlan:
         self.moves = self.selects and interpreter.selection.may_resample
         # Values the iterations read that are not carried: the body's and until's constants, untouched carry.
         untouched = [a for a, same in zip(node.init, node.invariant, strict=True) if same]
-        read = dict.fromkeys(a for a in (*node.constants, *node.until_constants, *untouched) if isinstance(a, int))
-        random = [v for v in read if frame.env[v].random]
+        seen = dict.fromkeys(a for a in (*node.constants, *node.until_constants, *untouched) if isinstance(a, int))
+        random = [v for v in seen if frame.env[v].random]
         self.captured = random if self.moves else []
         recorded = {v for pair in frame.records.values() for v in pair if v is not None}
         across = (needed_later | recorded) & frame.env.keys() - set(self.captured)
         self.carried_across = sorted(v for v in across if frame.env[v].random) if self.moves else []
+        random_given = any(lane.random for lane in frame.given.values())
+        random_xs = any(read(frame, a).random for a in node.xs)
+        self.keeps_index = self.moves and bool(self.carried_across or random_given or random_xs)
         outputs = node.outputs[len(node.init) :]
         self.wanted_ys = [i for i, variable in enumerate(outputs) if variable in needed_later]
         self.box: dict[str, Any] = {}  # found while the body is traced: the layout of its histories
@@ -61,7 +64,7 @@ class LoopPlan:
         if self.selects:
             state["log_mass"] = jnp.asarray(frame.log_mass, frame.log_weights.dtype)
             state["captured"] = [frame.env[v].array for v in self.captured]
-            if self.carried_across:
+            if self.keeps_index:
                 state["index"] = jnp.arange(interpreter.num_particles, dtype=jnp.int32)
         if node.until is not None:
             state["done"] = self.stopped(init, state, None)

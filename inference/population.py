@@ -15,7 +15,7 @@ from ppl.interpret import Interpreter, Selection, Weighing
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
-from ppl.program import Program, Staged, as_program, check_kept
+from ppl.program import Program, Staged, as_program, kept_sites
 
 __all__ = ["OnlyWeigh", "PopulationAlgorithm", "blame_sites", "lower", "run_population"]
 
@@ -60,7 +60,7 @@ def run_population(
     """
     program = as_program(program)
     staged = program.stage(keep_rules=False)
-    check_kept(staged, keep)
+    keep = kept_sites(staged, keep)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
     with progress_bar.showing(show):
         posterior = runners.run(staged, (algorithm, "run", keep, show), _runner(algorithm, keep, show), key)
@@ -69,9 +69,10 @@ def run_population(
     return _complete(posterior, staged, program)
 
 
-def lower(program: Program, algorithm: PopulationAlgorithm, *, keep: frozenset[str] | None = None):
+def lower(program: Program, algorithm: PopulationAlgorithm):
     """Return the run that `ppl.infer` would compile, lowered: to read its memory, its constants, its code."""
     staged = as_program(program).stage(keep_rules=False)
+    keep = kept_sites(staged, None)
     purpose = (algorithm, "run", keep, False)
     return runners.lower(staged, purpose, _runner(algorithm, keep, False), jax.random.key(0))
 
@@ -85,13 +86,13 @@ def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[s
     staged = as_program(program).stage(keep_rules=False)
 
     def run(staged: Staged, inputs, given, key):
-        interpreter = Interpreter(algorithm.num_particles, algorithm.selection(), keep=frozenset(), blame=True)
+        interpreter = Interpreter(algorithm.num_particles, algorithm.selection(), blame=True)
         return interpreter.run(staged.block, inputs, key, given).blame
 
     return runners.run(staged, (algorithm, "blame"), run, key)
 
 
-def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str] | None, show: bool) -> Callable[..., Posterior]:
+def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool) -> Callable[..., Posterior]:
     num = algorithm.num_particles
 
     def run(staged: Staged, inputs, given, key) -> Posterior:

@@ -71,7 +71,7 @@ def scan(
     staging = current_staging("ppl.scan")
     where = user_line()
     xs_leaves, xs_tree = jax.tree.flatten(xs)
-    xs_leaves = [jnp.asarray(leaf) for leaf in xs_leaves]
+    xs_leaves = _arrays(xs_leaves, "xs", where)
     length = _length(xs_leaves, length, where)
     x_types = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in xs_leaves]
 
@@ -80,9 +80,9 @@ def scan(
     # (as in `jax.lax.scan`, a weakly typed leaf may be promoted) and how many entries an iteration uses (mostly one).
     for _ in range(8):
         leaves, tree = jax.tree.flatten(carry)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        leaves = _arrays(leaves, "the carry", where)
         with staging_options(inner=True):
-            body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types)
+            body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types, where)
         if tree != out_tree:
             raise SiteTypeError(
                 f"ppl.scan at {where}: the step was given a carry of structure {tree} and returned {out_tree}. "
@@ -107,7 +107,7 @@ def scan(
         *constants, *stop_constants, *leaves, *xs_leaves,
         body=body, until=stop, num_constants=len(constants), num_until_constants=len(stop_constants),
         num_carry=len(leaves), length=length, scratch=tuple(jax.tree.leaves(_scratch(carry))),
-        resamples=not staging.inner, where=where,
+        resamples=not staging.inner, where=where, owner=staging.owner,
     )  # fmt: skip
     last = jax.tree.unflatten(tree, outputs[: len(leaves)])
     return _exit(last, init, used * length), jax.tree.unflatten(y_tree, outputs[len(leaves) :])
@@ -119,7 +119,7 @@ def _loop_type(*_, body: Inner, num_carry: int, length: int, **__):
     return [*carry, *(y.update(shape=(length, *y.shape)) for y in ys)]
 
 
-def _trace_step(step, tree, leaves, xs_tree, x_types):
+def _trace_step(step, tree, leaves, xs_tree, x_types, where):
     """Trace the step as a function of flat lists; returns it with the structures of what it returned."""
     structure: dict[str, Any] = {}
 
@@ -133,10 +133,18 @@ def _trace_step(step, tree, leaves, xs_tree, x_types):
         structure["slots"], new_carry = _end_iteration(result[0])
         carry_leaves, structure["carry"] = jax.tree.flatten(new_carry)
         y_leaves, structure["y"] = jax.tree.flatten(result[1])
-        return [*carry_leaves, *(jnp.asarray(y) for y in y_leaves)]
+        return [*_arrays(carry_leaves, "the carry that the step returns", where), *_arrays(y_leaves, "y", where)]
 
     body, constants = trace(flat_step, *_types(leaves), *x_types)
     return body, constants, structure["carry"], structure["y"], structure["slots"]
+
+
+def _arrays(leaves, what: str, where: str):
+    try:
+        return [jnp.asarray(leaf) for leaf in leaves]
+    except (TypeError, ValueError) as error:
+        kinds = sorted({type(leaf).__name__ for leaf in leaves})
+        raise SiteTypeError(f"ppl.scan at {where}: {what} must hold numbers and arrays, got {kinds}.") from error
 
 
 def _types(leaves):
@@ -153,6 +161,8 @@ def _length(leaves, length: int | None, where: str) -> int:
     if len(lengths) != 1:
         given = "neither xs nor length is given" if not lengths else f"xs and length say {sorted(lengths)}"
         raise SiteValueError(f"ppl.scan at {where}: {given}; one number of iterations is needed.")
+    if min(lengths) < 0:
+        raise SiteValueError(f"ppl.scan at {where}: `length` must be at least 0, got {length}.")
     return lengths.pop()
 
 

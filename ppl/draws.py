@@ -13,7 +13,7 @@ a key for each particle.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import jax
 import jax.extend.core as jex
@@ -22,13 +22,20 @@ import jax.numpy as jnp
 from ppl.dataflow import stretch_flags
 from ppl.ir import Apply, Block, Literal, Stretch
 
-__all__ = ["draw", "draw_population"]
+__all__ = ["as_key", "draw", "draw_population"]
 
 # What may be done with a key, or with an array of keys, and still leave it the same for all particles.
 _KEY_OPERATIONS = {
     "random_wrap", "random_unwrap", "random_split", "random_fold_in", "random_clone", "random_bits",
     "slice", "squeeze", "reshape", "dynamic_slice", "broadcast_in_dim", "gather", "transpose", "concatenate",
 }  # fmt: skip
+
+
+def as_key(seed):
+    """Return the PRNG key of a seed: an int, a typed key, or the raw data of one (`uint32[..., 2]`)."""
+    if jnp.issubdtype(getattr(seed, "dtype", jnp.int32), jax.dtypes.prng_key):
+        return seed
+    return jax.random.wrap_key_data(seed) if jnp.ndim(seed) else jax.random.key(seed)
 
 
 def draw(sampler: Block, parameters, key):
@@ -85,7 +92,18 @@ def _run(block: Block, args):
     return jnp.asarray(out.value) if isinstance(out, Literal) else values[out]
 
 
-@lru_cache(maxsize=1024)
+def _once(function: Callable) -> Callable:
+    """Keep what a function finds out about a block with the block."""
+
+    def kept(block: Block):
+        if function.__name__ not in vars(block):
+            vars(block)[function.__name__] = function(block)
+        return vars(block)[function.__name__]
+
+    return kept
+
+
+@_once
 def _shares_key(block: Block) -> bool:
     """Whether every random bit comes from the shared key through operations that keep it shared."""
     keyed = {block.inputs[-1]}
@@ -112,7 +130,7 @@ def _draws_inside(node: Apply) -> bool:
     )
 
 
-@lru_cache(maxsize=1024)
+@_once
 def _between_bits(block: Block) -> tuple[Stretch, ...]:
     """Cut a sampler at its requests for bits."""
     runs: list[list[Apply]] = []

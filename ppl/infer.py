@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from ppl.draws import as_key
 from ppl.errors import AllParticlesDied, InvalidWeight
 from ppl.posterior import Outcome, Posterior
 from ppl.program import as_program
@@ -49,7 +49,7 @@ def infer(
     if not callable(algorithm) or isinstance(algorithm, type):
         given = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
         raise TypeError(f"`algorithm` must be an algorithm object such as SMC(num_particles=100), got {given}.")
-    key = _key(seed, key)
+    key = as_key(seed if key is None else key)
     options: dict[str, Any] = {
         "keep": None if keep is None else frozenset(_names(keep)),
         "progress": progress,
@@ -61,14 +61,6 @@ def infer(
     if is_traced(status) or jnp.ndim(status.code) or int(status.code) == Outcome.OK:
         return posterior
     raise _failure(program, algorithm, key, posterior)
-
-
-def _key(seed, key):
-    if key is None:
-        return jax.random.key(seed)
-    if jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key)
 
 
 def _names(keep) -> list[str]:
@@ -88,7 +80,7 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
         count = jnp.asarray(counts[kind])
         total = int(count.sum())
         if total:
-            steps = "" if count.ndim == 0 else f", first at step {int(jnp.argmax(count > 0))}"
+            steps = "" if count.ndim == 0 else f", first at step {int(counts['start'] + jnp.argmax(count > 0))}"
             culprits.append((name, total, f"{name!r} ({lines[name]}{steps}; {total} times)"))
     culprits.sort(key=lambda c: -c[1])
     named = ", ".join(text for *_, text in culprits) or "no single site"

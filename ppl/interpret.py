@@ -89,7 +89,7 @@ class Interpreter:
         num_particles: how many particles; None runs one trace, without a particle axis.
         selection: what happens at the end of outermost iterations, if anything.
         weigh_draws: add the log-density of drawn values too: the result is the trace's joint log-density.
-        keep: the names of the sites to store; None stores all but internal ones.
+        keep: the names of the sites to store.
         early_exit: leave a loop once every particle is frozen. False runs all iterations, as differentiation needs.
         blame: count, for each site, the particles that it killed or gave an invalid weight.
         progress: called with (iteration, length, ess) inside outermost loops.
@@ -98,7 +98,7 @@ class Interpreter:
     num_particles: int | None = None
     selection: Selection | None = None
     weigh_draws: bool = False
-    keep: frozenset[str] | None = None
+    keep: frozenset[str] = frozenset()
     early_exit: bool = True
     blame: bool = False
     progress: Callable | None = None
@@ -136,7 +136,7 @@ class Interpreter:
             elif isinstance(segment, Score):
                 self._score(segment, frame)
             elif isinstance(segment, Record):
-                if self._keeps(segment.name, segment.internal):
+                if segment.name in self.keep:
                     frame.records[segment.name] = frame.new_variable(read(frame, segment.value)), None
             elif isinstance(segment, Given):
                 frame.given = {**frame.given, segment.name: read(frame, segment.value)}
@@ -171,9 +171,6 @@ class Interpreter:
             return lane.array
         return jnp.broadcast_to(lane.array, (self.num_particles, *jnp.shape(lane.array)))
 
-    def _keeps(self, name: str, internal: bool) -> bool:
-        return not internal if self.keep is None else name in self.keep
-
     # Statements ------------------------------------------------------------------------------------------------------
 
     def _draw(self, node: Draw, keys, frame: Frame) -> None:
@@ -193,7 +190,7 @@ class Interpreter:
                 random = tuple(lane.random for lane in lanes)
                 lane = Lane(draws.draw_population(sampler, arrays, random, key, self.num_particles), True)
         frame.env[node.output] = lane
-        if self._keeps(node.name, node.internal):
+        if node.name in self.keep:
             frame.records[node.name] = node.output, None
 
     def _score(self, node: Score, frame: Frame) -> None:
@@ -261,7 +258,9 @@ class Interpreter:
         for name, (place, present) in plan.box["records"].items():
             frame.records[name] = variables[place], None if present is None else variables[present]
         for name, counts in out["blame"].items():
-            frame.blame[name] = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
+            summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
+            frame.blame[name] = summed | {"start": frame.steps}
+        frame.steps += node.length if plan.selects else 0
 
     def _iterate(self, plan: LoopPlan, keys, frame: Frame):
         """Run the iterations; returns the last state and what each iteration put out, stacked."""

@@ -34,6 +34,7 @@ class Frame:
     records: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
     blame: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    steps: int = 0  # iterations of the outermost loops so far
 
     def new_variable(self, lane: Lane) -> int:
         """Put a value beside the block's own variables."""

@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ppl.errors import SiteTypeError, SiteValueError, user_line
+from ppl.errors import MisplacedSite, SiteTypeError, SiteValueError, user_line
 from ppl.primitives import draw_p, given_p, record_p, score_p, trace
 from ppl.staging import Staging, current_staging
 
@@ -40,7 +40,7 @@ class Bridge(numpyro.primitives.Messenger):
 
     def process_message(self, msg):
         """Bind a message as an equation and give it a value."""
-        kind, name = msg["type"], msg["name"]
+        kind, name = msg["type"], msg.get("name")
         if kind == "plate":
             if msg["value"] is None:
                 raise SiteTypeError(
@@ -53,6 +53,10 @@ class Bridge(numpyro.primitives.Messenger):
             msg["value"] = _bind_message(staging, msg)
         elif kind == "deterministic":
             _bind_record(staging, name, msg["value"])
+        elif kind == "control_flow":
+            raise MisplacedSite(
+                f"a loop of numpyro.contrib.control_flow at {user_line()} hides its steps from inference: use ppl.scan."
+            )
         elif kind in ("param", "mutable", "prng_key"):
             raise SiteTypeError(
                 f"numpyro.{kind}({name!r}) at {user_line()} has no meaning in a program: pass parameters as arguments "
@@ -69,6 +73,11 @@ def _bind_message(staging: Staging, msg):
     if sample_shape:
         law = law.expand(tuple(sample_shape) + law.batch_shape)
     if isinstance(_innermost(law), dist.Unit):
+        if jnp.ndim(law.log_factor) and not msg["cond_indep_stack"]:
+            raise SiteValueError(
+                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
+                f"{jnp.shape(law.log_factor)}; it must be one number. Sum it, or put the factor in a numpyro.plate."
+            )
         _bind_score(staging, name, "factor", _total(law.log_factor, scale))
         return msg["value"]
     if msg["is_observed"]:
@@ -81,8 +90,13 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
     sampler, parameters = _sampler(staging, name, "distribution", law)
     proposer, proposal_parameters = None, []
     if proposal is not None:
-        if proposal.batch_shape != law.batch_shape:
-            proposal = proposal.expand(law.batch_shape)
+        try:
+            proposal = proposal if proposal.batch_shape == law.batch_shape else proposal.expand(law.batch_shape)
+        except ValueError as error:
+            raise SiteValueError(
+                f"sample({full_name!r}) at {where}: the proposal has batch shape {proposal.batch_shape}, "
+                f"the distribution {law.batch_shape}. They must agree."
+            ) from error
         proposer, proposal_parameters = _sampler(staging, name, "proposal", proposal)
         if proposer.out_avals[0].shape != sampler.out_avals[0].shape:
             raise SiteValueError(
@@ -96,7 +110,7 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
             )
     (value,) = draw_p.bind(
         *parameters, *proposal_parameters, sampler=sampler, proposal=proposer, num_parameters=len(parameters),
-        name=full_name, internal=staging.internal, where=where,
+        name=full_name, internal=staging.internal, where=where, owner=staging.owner,
     )  # fmt: skip
     staging.values.append((f"the site {full_name!r}", value))
     log_density = _log_density(law, value, scale)
@@ -125,14 +139,10 @@ def _bind_observation(staging: Staging, name: str, law, value, scale):
 
 def _bind_score(staging: Staging, name: str, kind: str, *log_densities) -> None:
     for log_density in log_densities:
-        if jnp.shape(log_density) != ():
-            raise SiteValueError(
-                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
-                f"{jnp.shape(log_density)}; it "
-                "must be one number. Sum it, or put the factor in a numpyro.plate."
-            )
+        if jnp.issubdtype(jnp.result_type(log_density), jnp.complexfloating):
+            raise SiteTypeError(f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight is complex.")
     floats = [jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)) for x in log_densities]
-    score_p.bind(*floats, name=staging.prefix + name, kind=kind, where=user_line())
+    score_p.bind(*floats, name=staging.prefix + name, kind=kind, where=user_line(), owner=staging.owner)
 
 
 def _bind_record(staging: Staging, name: str, value) -> None:
@@ -142,13 +152,15 @@ def _bind_record(staging: Staging, name: str, value) -> None:
             f"deterministic({staging.prefix + name!r}) at {user_line()}: the value has {len(leaves)} arrays; "
             "record one each."
         )
-    record_p.bind(leaves[0], name=staging.prefix + name, internal=staging.internal, where=user_line())
+    record_p.bind(
+        leaves[0], name=staging.prefix + name, internal=staging.internal, where=user_line(), owner=staging.owner
+    )
 
 
 def bind_given(name: str, value) -> None:
     """Say that a site which follows is observed, with this value, `[T, ...]` inside loops."""
     staging = current_staging(f"the condition on {name!r}")
-    given_p.bind(as_array(name, value), name=staging.prefix + name, where=user_line())
+    given_p.bind(as_array(name, value), name=staging.prefix + name, where=user_line(), owner=staging.owner)
 
 
 def _sampler(staging: Staging, name: str, role: str, law):

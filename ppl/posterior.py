@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl.display import html_table, text_table
+from ppl.draws import as_key
 from ppl.kernels.resampling import systematic
 from ppl.kernels.weights import summarize
 from ppl.runners import is_traced
@@ -149,7 +150,7 @@ class Posterior:
             seed: an int, or a PRNG key.
             n: how many, as many as there are particles by default.
         """
-        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        key = as_key(seed)
         n = self.num_particles if n is None else n
         ancestors = systematic(key, self.log_weights, n)
         value, sites, present = jax.tree.map(

@@ -82,10 +82,11 @@ class Model:
     def __call__(self, *args, **kwargs) -> Program:
         """Return the program for these arguments."""
         try:
-            inspect.signature(self.function).bind(*args, **kwargs)
+            call = inspect.signature(self.function).bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.__name__}{inspect.signature(self.function)}: {error}.") from None
-        return Program(self.function, args, kwargs)
+        call.apply_defaults()
+        return Program(self.function, call.args, call.kwargs)
 
     def __repr__(self) -> str:
         return f"<ppl.model {self.__name__}{inspect.signature(self.function)}>"
@@ -211,10 +212,20 @@ def as_program(value: Any) -> Program:
 
 
 def _stage(program: Program, keep_rules: bool) -> Staged:
+    try:
+        return _stage_once(program, keep_rules, Staging())
+    except _StaleTrace:  # a jitted helper's statements are another staging's: trace everything anew
+        return _stage_once(program, keep_rules, Staging(token=object()))
+
+
+class _StaleTrace(Exception):
+    """A statement that JAX's cache of traces kept from another staging."""
+
+
+def _stage_once(program: Program, keep_rules: bool, staging: Staging) -> Staged:
     leaves, tree = jax.tree.flatten((program.args, dict(program.kwargs)), is_leaf=lambda x: isinstance(x, _Static))
     traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
     values = [leaves[i] for i in traced]
-    staging = Staging()
     structure: dict[str, Any] = {}
 
     def flat_function(*flat):
@@ -236,12 +247,14 @@ def _stage(program: Program, keep_rules: bool) -> Staged:
     except ProgramError:
         raise
     except Exception as error:
+        if isinstance(error, TypeError) and "concrete" in str(error):  # a traced shape
+            raise _branch_error(error, staging) from error
         explained = _explain(error)
         if explained is None:
             raise
         raise explained from error
     jaxpr = getattr(closed, "jaxpr", closed)
-    _refuse_hidden_statements(jaxpr)
+    _check_statements(jaxpr, staging)
     block, constants = ir.flatten(jaxpr, closed.consts, keep_rules=keep_rules)
     sites, statements = _collect_sites(block)
     given = _check_values("condition", program.conditions, sites, statements)
@@ -271,10 +284,10 @@ def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
     """Find the statements of a program; refuse two of one name."""
     sites: dict[str, Site] = {}
     statements: dict[str, str] = {}
-    given: dict[str, ir.Given] = {}
+    given: dict[str, tuple[ir.Given, int]] = {}
     for node, loops in block.statements():
         if isinstance(node, ir.Given):
-            given[node.name] = node
+            given[node.name] = node, len(loops)
             continue
         if isinstance(node, ir.Score) and node.kind == "sample":
             continue  # the density of a `Draw` of the same name
@@ -291,17 +304,27 @@ def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
         times = tuple(loop.length for loop in loops)
         kind = "sample" if isinstance(node, ir.Draw) else "deterministic"
         sites[node.name] = Site(node.name, kind, times + aval.shape, aval.dtype, times, node.internal, node.where)
-    for name, node in given.items():
-        _check_values("condition", {name: node.aval}, sites, statements)
+    for name, (node, depth) in given.items():  # a condition inside loops holds for one of their iterations
+        if name not in sites or sites[name].kind != "sample":
+            known = sorted(site for site, s in sites.items() if s.kind == "sample")
+            raise SiteValueError(
+                f"condition: {name!r} ({node.where}) is not a sample site. The sample sites are {known}."
+            )
+        _check_type("condition", sites[name], node.aval, sites[name].shape[depth:])
         del sites[name]
     return sites, statements
 
 
-def check_kept(staged: Staged, keep: frozenset[str] | None) -> None:
-    """Raise if `keep` names what is not a site of the program."""
+def kept_sites(staged: Staged, keep: frozenset[str] | None) -> frozenset[str]:
+    """Return the names of the sites to store: those asked for, by default all but internal ones.
+
+    Raises:
+        SiteValueError: `keep` names what is not a site of the program.
+    """
     unknown = sorted((keep or frozenset()) - staged.sites.keys())
     if unknown:
         raise SiteValueError(f"`keep` names {unknown}, not sites of the program. Its sites are {sorted(staged.sites)}.")
+    return frozenset(name for name, site in staged.sites.items() if not site.internal) if keep is None else keep
 
 
 def check_sites(staged: Staged, values: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
@@ -329,63 +352,78 @@ def _check_values(role: str, values: Mapping[str, Any], sites: dict[str, Site], 
     for name, value in values.items():
         if name not in sites:
             known = sorted(n for n, s in sites.items() if s.kind == "sample")
-            what = (
-                "an observation or a factor, not a sample site" if name in statements else "not a site of the program"
-            )
+            is_weight = name in statements
+            what = "an observation or a factor, not a sample site" if is_weight else "not a site of the program"
             raise SiteValueError(f"{role}: {name!r} is {what}. Its sample sites are {known}.")
         site = sites[name]
-        if site.kind != "sample":
-            if role == "condition":
-                raise SiteValueError(
-                    f"condition: {name!r} is a deterministic value; only sample sites can be observed."
-                )
-            continue
-        array = value if hasattr(value, "weak_type") else jnp.asarray(value)
-        if array.shape != site.shape:
-            raise SiteValueError(
-                f"{role}: the value of {name!r} has shape {array.shape}, the site ({site.where}) has {site.shape}."
-            )
-        if jnp.issubdtype(site.dtype, jnp.integer) and not jnp.issubdtype(array.dtype, jnp.integer):
-            raise SiteTypeError(
-                f"{role}: the value of {name!r} is {array.dtype}, the site ({site.where}) holds {site.dtype}."
-            )
-        given[name] = array if array.dtype == site.dtype else array.astype(site.dtype)
+        if site.kind == "sample":
+            array = _numeric(role, name, value)
+            _check_type(role, site, array, site.shape)
+            given[name] = array if array.dtype == site.dtype else array.astype(site.dtype)
+        elif role == "condition":
+            raise SiteValueError(f"condition: {name!r} is a deterministic value; only sample sites can be observed.")
     return given
 
 
-def _refuse_hidden_statements(jaxpr, inside: str | None = None) -> None:
-    """Raise where a statement stands inside control flow that is not the language's."""
+def _numeric(role: str, name: str, value: Any):
+    try:
+        array = None if value is None else jnp.asarray(value)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        kind = "complex" if array is not None else "None" if value is None else type(value).__name__
+        raise SiteTypeError(f"{role}: the value of {name!r} is {kind}; it must be a real number or an array of them.")
+    return array
+
+
+def _check_type(role: str, site: Site, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless a value, or its type, fits a site."""
+    if value.shape != shape:
+        raise SiteValueError(
+            f"{role}: the value of {site.name!r} has shape {value.shape}, the site ({site.where}) has {shape}."
+        )
+    whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_
+    if jnp.issubdtype(site.dtype, jnp.integer) and not whole:
+        raise SiteTypeError(
+            f"{role}: the value of {site.name!r} is {value.dtype}, the site ({site.where}) holds {site.dtype}."
+        )
+
+
+def _check_statements(jaxpr, staging: Staging, inside: str | None = None) -> None:
+    """Raise where a statement stands inside control flow that is not the language's, or belongs to another staging."""
     for eqn in jaxpr.eqns:
         if eqn.primitive in STATEMENTS:
+            if eqn.params["owner"] is not staging.owner:
+                raise _StaleTrace
             if inside is not None:
-                name = eqn.params.get("name")
-                what = f"the statement {name!r}" if name else "ppl.scan"
-                remedy = (
-                    "use ppl.scan" if inside in ("scan", "while") else "compute both values and select with jnp.where"
-                )
-                raise MisplacedSite(
-                    f"{what} at {eqn.params['where']} stands inside a jax.lax.{_FRIENDLY.get(inside, inside)} of your "
-                    "own, where "
-                    f"no inference algorithm can see it: {remedy}."
-                )
-            for program in (eqn.params.get("body"), eqn.params.get("until")):
-                if program is not None:
-                    _refuse_hidden_statements(program.jaxpr)
+                raise _hidden(eqn, inside)
+            for name in ("body", "until"):
+                if eqn.params.get(name) is not None:
+                    _check_statements(eqn.params[name].jaxpr, staging, "until" if name == "until" else None)
             continue
         name = eqn.primitive.name
-        transparent = name in (
-            "jit",
-            "pjit",
-            "closed_call",
-            "core_call",
-            "custom_jvp_call",
-            "custom_vjp_call",
-        )
+        transparent = name in ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
         for inner in jex.jaxprs_in_params(eqn.params):
-            _refuse_hidden_statements(getattr(inner, "jaxpr", inner), inside if transparent else name)
+            _check_statements(getattr(inner, "jaxpr", inner), staging, inside if transparent else name)
 
 
-_FRIENDLY = {"while": "while_loop"}
+_PLACES = {
+    "scan": ("a jax.lax.scan of your own", "use ppl.scan"),
+    "while": ("a jax.lax.while_loop of your own", "use ppl.scan(..., until=...)"),
+    "cond": ("a jax.lax.cond of your own", "draw before it, and select with jnp.where"),
+    "checkpoint": ("a jax.checkpoint of your own", "put the statement outside of it"),
+    "remat2": ("a jax.checkpoint of your own", "put the statement outside of it"),
+    "until": ("the until of a ppl.scan", "draw in the step, and let until read the carry"),
+}
+
+
+def _hidden(eqn, inside: str) -> MisplacedSite:
+    name = eqn.params.get("name")
+    what = f"the statement {name!r}" if name else "ppl.scan"
+    place, remedy = _PLACES.get(inside, (f"the JAX operation {inside!r}", "put the statement outside of it"))
+    return MisplacedSite(
+        f"{what} at {eqn.params['where']} stands inside {place}, where no inference algorithm can see it: {remedy}."
+    )
 
 
 # Explaining errors ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
-from ppl.errors import MisplacedSite, user_line
+from ppl.errors import MisplacedSite, SiteTypeError, user_line
 
 __all__ = ["Staging", "current_staging", "scope", "staging_context", "staging_options", "transformed"]
 
@@ -26,12 +26,14 @@ class Staging:
     inner: bool = False  # loops do not resample: inside `ppl.generate` or another loop
     internal: bool = False  # sites are kept only when named: the path of a process
     trace: Any = None
-    token: Any = dataclasses.field(default_factory=object)
+    token: Any = "ppl"  # part of the key of JAX's trace caches
+    owner: Any = dataclasses.field(default_factory=object)  # marks this staging's statements
 
 
 _STAGING: contextvars.ContextVar[Staging | None] = contextvars.ContextVar("ppl_staging", default=None)
-# JAX caches the traces of a jitted helper by its arguments' types. Under a token of its own each staging traces anew,
-# so a helper that holds statements never brings those of another program, plate or scope.
+# JAX caches the trace of a jitted helper by its arguments, and a helper may hold statements: under a token of the
+# language's own no trace from outside of a model is used, and under one for each scope none of another scope. A trace
+# that another staging left behind (with its plates) is known by its statements' `owner`; see `ppl.program`.
 _JIT_CACHE_TOKEN = jax.make_user_context(None)
 
 
@@ -45,6 +47,12 @@ def staging_context(staging: Staging) -> Iterator[Staging]:
             yield staging
     finally:
         _STAGING.reset(reset)
+
+
+def check_name(statement: str, name: Any) -> None:
+    """Raise unless a statement's name is a string."""
+    if not isinstance(name, str):
+        raise SiteTypeError(f"{statement} at {user_line()}: the name {name!r} is not a string.")
 
 
 def current_staging(statement: str) -> Staging:
@@ -78,6 +86,7 @@ def staging_options(**changes) -> Iterator[None]:
 def scope(name: str) -> Iterator[None]:
     """Prefix the names of the statements inside with `name/`."""
     staging = current_staging(f"ppl.scope({name!r})")
+    check_name("ppl.scope", name)
     outer = staging.prefix
     staging.prefix = f"{outer}{name}/"
     try:

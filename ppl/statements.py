@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from ppl.numpyro_bridge import Options, as_array, require_distribution
-from ppl.staging import current_staging
+from ppl.staging import check_name, current_staging
 
 __all__ = ["deterministic", "factor", "observe", "sample"]
 
@@ -33,6 +33,7 @@ def sample(name: str, distribution: dist.Distribution, *, proposal: dist.Distrib
         MisplacedSite: outside a model, or inside `jax.vmap`, `jax.grad` or control flow of the user's own.
     """
     staging = current_staging(f"ppl.sample({name!r})")
+    check_name("ppl.sample", name)
     require_distribution(staging, name, "distribution", distribution)
     if proposal is not None:
         require_distribution(staging, name, "proposal", proposal)
@@ -55,6 +56,7 @@ def observe(name: str, distribution: dist.Distribution, value):
         SiteTypeError: `value` is not numeric, or not whole-numbered where the distribution is discrete.
     """
     staging = current_staging(f"ppl.observe({name!r})")
+    check_name("ppl.observe", name)
     require_distribution(staging, name, "distribution", distribution)
     return numpyro.sample(name, distribution, obs=as_array(name, value))
 
@@ -62,10 +64,12 @@ def observe(name: str, distribution: dist.Distribution, value):
 def factor(name: str, log_weight) -> None:
     """Multiply the particle's weight by `exp(log_weight)`, a scalar in nats; -inf kills the particle."""
     current_staging(f"ppl.factor({name!r})")
+    check_name("ppl.factor", name)
     numpyro.factor(name, as_array(name, log_weight))
 
 
 def deterministic(name: str, value):
     """Keep a computed value under a name; returns it."""
     current_staging(f"ppl.deterministic({name!r})")
+    check_name("ppl.deterministic", name)
     return numpyro.deterministic(name, jax.tree.map(lambda leaf: as_array(name, leaf), value))

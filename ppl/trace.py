@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ppl import runners
 from ppl.display import html_table, text_table
+from ppl.draws import as_key
 from ppl.interpret import Interpreter
 from ppl.program import as_program, check_sites
 
@@ -64,7 +65,7 @@ def simulate(program, seed: int = 0) -> Trace:
         The trace, its log-density included.
     """
     staged = as_program(program).stage(keep_rules=False)
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    key = as_key(seed)
     return runners.run(staged, "simulate", _simulate, key)
 
 
@@ -104,5 +105,5 @@ def _simulate(staged, inputs, given, key) -> Trace:
 
 def _log_density(staged, inputs, given, key):
     del key
-    interpreter = Interpreter(weigh_draws=True, keep=frozenset(), early_exit=False)
+    interpreter = Interpreter(weigh_draws=True, early_exit=False)
     return interpreter.run(staged.block, inputs, None, given).log_weights

@@ -112,7 +112,9 @@ def test_evidence_times_expectation_is_unbiased(model, algorithm):
     assert_mean_within_5_standard_errors(ratio * estimates, means, f"{algorithm}: Z_hat / Z * mean")
 
 
-@pytest.mark.parametrize("algorithm", [SMC(16384, ess_threshold=0.5), SMC(16384, ess_threshold=1.0)], ids=["adaptive", "every step"])
+@pytest.mark.parametrize(
+    "algorithm", [SMC(16384, ess_threshold=0.5), SMC(16384, ess_threshold=1.0)], ids=["adaptive", "every step"]
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_posterior_means_are_those_of_the_smoother(model, algorithm):
     _, exact = MODELS[model][1]()
@@ -125,7 +127,9 @@ def test_posterior_means_are_those_of_the_smoother(model, algorithm):
 def test_variance_of_log_evidence_falls_as_one_over_the_number_of_particles(model):
     sizes = np.array([64, 256, 1024])
     logs = [
-        np.asarray(repeat(MODELS[model][0], SMC(int(n), ess_threshold=0.5), lambda p: p.log_evidence, NUM_RUNS), np.float64)
+        np.asarray(
+            repeat(MODELS[model][0], SMC(int(n), ess_threshold=0.5), lambda p: p.log_evidence, NUM_RUNS), np.float64
+        )
         for n in sizes
     ]
     log_variances = np.log([x.var(ddof=1) for x in logs])
@@ -150,7 +154,9 @@ def test_evidence_of_a_walk_with_a_proposal_is_unbiased():
         ppl.scan(step, 0.0, observations)
 
     log_z, _ = walk_exactly()
-    log_evidence = repeat(guided(jnp.asarray(YS, jnp.float32)), SMC(64, ess_threshold=0.5), lambda p: p.log_evidence, NUM_RUNS)
+    log_evidence = repeat(
+        guided(jnp.asarray(YS, jnp.float32)), SMC(64, ess_threshold=0.5), lambda p: p.log_evidence, NUM_RUNS
+    )
     assert_mean_within_5_standard_errors(np.exp(np.asarray(log_evidence, np.float64) - log_z), 1.0)
 
 

@@ -45,7 +45,9 @@ def assert_mean_within_5_standard_errors(samples, truth, label=""):
     samples = np.asarray(samples, np.float64)
     mean, error = samples.mean(0), samples.std(0, ddof=1) / np.sqrt(len(samples))
     z = (mean - truth) / error
-    assert np.all(np.abs(z) < 5), f"{label}: mean {mean}, truth {truth}, standard error {error}, z {z}, runs {len(samples)}"
+    assert np.all(np.abs(z) < 5), (
+        f"{label}: mean {mean}, truth {truth}, standard error {error}, z {z}, runs {len(samples)}"
+    )
 
 
 def assert_trace_agrees_with_log_density(program, seeds=(0, 1, 2)):

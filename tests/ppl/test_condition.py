@@ -63,7 +63,12 @@ def test_condition_equals_observe_in_law():
         return x
 
     program = ppl.condition(sampled(), {"y": 1.0})
-    runs = repeat(program, ImportanceSampling(200), lambda p: jnp.exp(p.log_evidence) * jnp.array([1.0, p.expectation(lambda x: x)]), 200)
+    runs = repeat(
+        program,
+        ImportanceSampling(200),
+        lambda p: jnp.exp(p.log_evidence) * jnp.array([1.0, p.expectation(lambda x: x)]),
+        200,
+    )
     z = np.exp(-0.25) / np.sqrt(4 * np.pi)
     assert_mean_within_5_standard_errors(runs, np.array([z, z / 2]))
 

@@ -37,7 +37,7 @@ def refusal(error, function, *args):
     return str(caught.value)
 
 
-# Names ----------------------------------------------------------------------------------------------------------------
+# Names -------------------------------------------
 
 
 def _twice():
@@ -88,7 +88,7 @@ def test_name_that_is_no_string_is_refused(name):
     assert repr(name) in refusal(ppl.SiteTypeError, lambda: ppl.sample(name, NORMAL))
 
 
-# Transformations of the user's own -------------------------------------------------------------------------------------
+# Transformations of the user's own -------------------------------------------
 
 
 def in_scan():
@@ -252,7 +252,7 @@ def test_flax_transformation_inside_a_model_is_refused_and_leaves_the_network_us
     assert run(lambda: network(ppl.sample("x", NORMAL.expand([3])))).value.shape == (2,)
 
 
-# Values that are known only when the program runs ----------------------------------------------------------------------
+# Values that are known only when the program runs -------------------------------------------
 
 
 def branch_on_site():
@@ -339,7 +339,7 @@ def test_branch_on_an_int_or_a_static_argument_is_python():
     assert set(run(lambda options: branch_on_argument(**options), {"scale": ppl.static(0.5)}).sites) == {"x"}
 
 
-# Values and types -----------------------------------------------------------------------------------------------------
+# Values and types -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -434,13 +434,19 @@ def test_numpyro_statements_without_a_meaning_here_are_refused():
         (lambda: ppl.scan(lambda c, x: (c, x), 0.0, length=-1), "-1"),
         (lambda: ppl.scan(lambda c, x: c, 0.0, length=3), r"\(carry, y\)"),
         (lambda: ppl.scan(lambda c, x: ((c, c), 0.0), 0.0, length=3), "structure"),
-        (lambda: ppl.scan(lambda c, x: ({"a": jnp.stack([c["a"]] * 2)}, 0.0), {"a": 0.0}, length=3), r"'a'.*float32\[\]"),
+        (
+            lambda: ppl.scan(lambda c, x: ({"a": jnp.stack([c["a"]] * 2)}, 0.0), {"a": 0.0}, length=3),
+            r"'a'.*float32\[\]",
+        ),
         (lambda: ppl.scan(lambda c, x: (c + 0.5, 0.0), jnp.int32(0), length=3), r"int32\[\].*float32\[\]"),
         (lambda: ppl.scan(lambda c, x: (c, "a"), 0.0, length=3), "str"),
         (lambda: ppl.scan(lambda c, x: ("a", 0.0), 0.0, length=3), "str"),
         (lambda: ppl.scan(lambda c, x: (c, 0.0), "a", length=3), "str"),
         (lambda: ppl.scan(lambda c, x: (c, 0.0), 0.0, length=3, until=lambda c: c), r"one bool, got float32\[\]"),
-        (lambda: ppl.scan(lambda c, x: (c, 0.0), 0.0, length=3, until=lambda c: jnp.zeros(2) > 0), r"one bool, got bool\[2\]"),
+        (
+            lambda: ppl.scan(lambda c, x: (c, 0.0), 0.0, length=3, until=lambda c: jnp.zeros(2) > 0),
+            r"one bool, got bool\[2\]",
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -450,7 +456,9 @@ def test_loop_that_does_not_fit_together_is_refused_with_its_line(loop, words):
     assert re.search(words, str(caught.value))
 
 
-@pytest.mark.parametrize("value", ["abc", len, (ppl.sample(f"x{i}", NORMAL) for i in range(3))], ids=["str", "function", "generator"])
+@pytest.mark.parametrize(
+    "value", ["abc", len, (ppl.sample(f"x{i}", NORMAL) for i in range(3))], ids=["str", "function", "generator"]
+)
 def test_return_value_that_is_no_pytree_of_arrays_is_refused(value):
     message = refusal(ppl.SiteTypeError, lambda: value)
     assert type(value).__name__ in message and "pytree of arrays" in message
@@ -499,7 +507,7 @@ def test_log_density_of_an_incomplete_assignment_names_what_is_missing():
         ppl.log_density(WALK(), {"mu": 0.0})
 
 
-# Arguments of infer -----------------------------------------------------------------------------------------------------
+# Arguments of infer -------------------------------------------
 
 
 def test_algorithm_class_instead_of_an_object_is_refused():
@@ -564,7 +572,7 @@ def test_settings_are_checked_when_an_algorithm_is_built(build, error, words):
         build()
 
 
-# Weights --------------------------------------------------------------------------------------------------------------
+# Weights -------------------------------------------
 
 ALGORITHMS = [SMC(8), SMC(8, ess_threshold=1.0), ImportanceSampling(8)]
 
@@ -646,7 +654,9 @@ def test_observation_that_no_particle_can_explain_names_its_site():
         ppl.infer(ppl.model(lambda: ppl.observe("y", dist.Exponential(1.0), -1.0))(), SMC(4))
 
 
-@pytest.mark.parametrize("algorithm", [SMC(64, ess_threshold=0.3), SMC(64, ess_threshold=1.0), ImportanceSampling(64)], ids=repr)
+@pytest.mark.parametrize(
+    "algorithm", [SMC(64, ess_threshold=0.3), SMC(64, ess_threshold=1.0), ImportanceSampling(64)], ids=repr
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
 def test_nan_that_a_dead_particle_meets_changes_nothing(algorithm, value):
     def make(later):

@@ -54,8 +54,12 @@ def test_generate_prefixes_sites_and_multiplies_densities():
 
     trace = ppl.simulate(outer())
     assert set(trace.sites) == {"first/mu", "first/x", "second/mu", "second/x"}
-    parts = {name: {k.split("/")[1]: v for k, v in trace.sites.items() if k.startswith(name)} for name in ("first", "second")}
-    expected = ppl.log_density(walk(0.0), parts["first"]) + ppl.log_density(walk(parts["first"]["x"][-1]), parts["second"])
+    parts = {
+        name: {k.split("/")[1]: v for k, v in trace.sites.items() if k.startswith(name)} for name in ("first", "second")
+    }
+    expected = ppl.log_density(walk(0.0), parts["first"]) + ppl.log_density(
+        walk(parts["first"]["x"][-1]), parts["second"]
+    )
     assert_close(trace.log_density, expected)
     assert_trace_agrees_with_log_density(outer())
 

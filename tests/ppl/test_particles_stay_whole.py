@@ -1,7 +1,7 @@
 """Law L3: whatever depends on randomness follows its ancestor.
 
-Each program carries a copy of everything it draws along a path of its own. A particle is whole if all copies agree at the
-end, bit by bit where they were copied and up to rounding where they were summed.
+Each program carries a copy of everything it draws along a path of its own. A particle is whole if all copies agree at
+the end, bit by bit where they were copied and up to rounding where they were summed.
 """
 
 import jax
@@ -296,7 +296,9 @@ def test_keys_carried_by_particles_follow_them(run):
     assert_equal(history[:, -1], key)
 
     def replay(bits):
-        return jax.random.key_data(jax.lax.scan(lambda k, b: (jax.random.fold_in(k, b), None), jax.random.key(0), bits)[0])
+        return jax.random.key_data(
+            jax.lax.scan(lambda k, b: (jax.random.fold_in(k, b), None), jax.random.key(0), bits)[0]
+        )
 
     assert_equal(key, jax.vmap(replay)(posterior.sites["bit"]))
 

@@ -34,7 +34,9 @@ def test_weights_sum_to_one_and_give_the_ess(posterior):
     assert float(posterior.ess) == pytest.approx(1 / np.sum(weights**2), rel=1e-5)
     k = np.asarray(posterior.value["k"])
     assert np.all((weights == 0) == (k == 2))
-    assert float(posterior.log_evidence) == pytest.approx(np.log(np.mean(np.array([1.0, np.exp(-1), 0.0])[k])), abs=1e-5)
+    assert float(posterior.log_evidence) == pytest.approx(
+        np.log(np.mean(np.array([1.0, np.exp(-1), 0.0])[k])), abs=1e-5
+    )
 
 
 def test_expectation_is_the_weighted_mean_of_a_function_of_one_particle(posterior):
@@ -76,14 +78,24 @@ def test_resample_gives_equal_weights_and_whole_particles(posterior):
 
 def test_resample_keeps_expectations_on_average(posterior):
     exact = float(posterior.expectation(lambda x: x["k"] * 1.0))
-    means = jax.vmap(lambda key: jnp.mean(1.0 * posterior.resample(key, 7).value["k"]))(jax.random.split(jax.random.key(0), 400))
+    means = jax.vmap(lambda key: jnp.mean(1.0 * posterior.resample(key, 7).value["k"]))(
+        jax.random.split(jax.random.key(0), 400)
+    )
     assert_mean_within_5_standard_errors(means, exact)
 
 
 def test_text_form_is_a_short_table(posterior):
     text = repr(posterior)
     assert len(text.splitlines()) < 12
-    for part in ("ImportanceSampling(num_particles=200)", "guarantee: unbiased", "log-evidence", "ESS", "of 200", "k ", "(2, 3)"):
+    for part in (
+        "ImportanceSampling(num_particles=200)",
+        "guarantee: unbiased",
+        "log-evidence",
+        "ESS",
+        "of 200",
+        "k ",
+        "(2, 3)",
+    ):
         assert part in text
     weights, k = np.asarray(posterior.weights, np.float64), np.asarray(posterior.value["k"])
     assert f"{weights @ k:.4g}" in text
@@ -115,7 +127,9 @@ def test_posterior_is_a_pytree_that_passes_through_jit_and_vmap(posterior):
     assert_close(jax.jit(lambda p: p.expectation(lambda x: x["k"]))(posterior), posterior.expectation(lambda x: x["k"]))
     doubled = jax.tree.map(lambda a: jnp.stack([a, a]), posterior)
     assert "Posterior" in repr(doubled) and "Posterior" in doubled._repr_html_()
-    assert_close(jax.vmap(lambda p: p.expectation(lambda x: x["k"]))(doubled)[0], posterior.expectation(lambda x: x["k"]))
+    assert_close(
+        jax.vmap(lambda p: p.expectation(lambda x: x["k"]))(doubled)[0], posterior.expectation(lambda x: x["k"])
+    )
 
 
 def test_posterior_is_frozen_and_has_no_texts_without_a_text_process(posterior):

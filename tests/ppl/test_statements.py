@@ -18,7 +18,7 @@ from tests.ppl.checks import (
     repeat,
 )
 
-# Statements ----------------------------------------------------------------------------------------------------------
+# Statements -------------------------------------------
 
 
 def test_log_density_is_the_sum_of_sites_observations_and_factors():
@@ -84,7 +84,7 @@ def test_names_with_slashes_and_spaces_are_just_names():
     assert posterior.sites["a/b c"].shape == (3,)
 
 
-# NumPyro's statements ------------------------------------------------------------------------------------------------
+# NumPyro's statements -------------------------------------------
 
 
 def _plates(y):
@@ -255,7 +255,7 @@ def test_ppl_statements_stand_in_numpyro_plates():
     assert_close(trace.log_density, jnp.sum(dist.Normal().log_prob(x) + dist.Normal(x, 1.0).log_prob(1.0)))
 
 
-# Distributions -------------------------------------------------------------------------------------------------------
+# Distributions -------------------------------------------
 
 DISTRIBUTIONS = {
     "normal": dist.Normal(1.0, 2.0),
@@ -271,7 +271,9 @@ DISTRIBUTIONS = {
     "multivariate normal": dist.MultivariateNormal(jnp.ones(2), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
     "to event": dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1),
     "truncated": dist.TruncatedNormal(0.0, 1.0, low=0.5, high=2.0),
-    "mixture": dist.MixtureSameFamily(dist.Categorical(jnp.array([0.4, 0.6])), dist.Normal(jnp.array([-2.0, 2.0]), 1.0)),
+    "mixture": dist.MixtureSameFamily(
+        dist.Categorical(jnp.array([0.4, 0.6])), dist.Normal(jnp.array([-2.0, 2.0]), 1.0)
+    ),
     "uniform": dist.Uniform(-1.0, 3.0),
     "von mises": dist.VonMises(0.0, 1.0),
     "wishart": dist.WishartCholesky(5.0, jnp.eye(3)),
@@ -323,7 +325,9 @@ def test_population_draws_follow_parameters_that_differ_between_particles(family
         "poisson": lambda b: dist.Poisson(1.0 + 30.0 * b),
         "beta": lambda b: dist.Beta(1.0 + b, 2.0),
         "normal": lambda b: dist.Normal(5.0 * b, 1.0 + b),
-        "categorical": lambda b: dist.Categorical(probs=jnp.where(b == 1, jnp.array([0.1, 0.9]), jnp.array([0.6, 0.4]))),
+        "categorical": lambda b: dist.Categorical(
+            probs=jnp.where(b == 1, jnp.array([0.1, 0.9]), jnp.array([0.6, 0.4]))
+        ),
     }[family]
 
     @ppl.model
@@ -335,7 +339,9 @@ def test_population_draws_follow_parameters_that_differ_between_particles(family
     for b in (0, 1):
         law = make(jnp.int32(b))
         mean = law.probs[1] if family == "categorical" else law.mean
-        assert_mean_within_5_standard_errors(np.asarray(sites["x"])[np.asarray(sites["b"]) == b], float(mean), f"{family} {b}")
+        assert_mean_within_5_standard_errors(
+            np.asarray(sites["x"])[np.asarray(sites["b"]) == b], float(mean), f"{family} {b}"
+        )
 
 
 class Tent(dist.Distribution):
@@ -404,7 +410,12 @@ def test_density_is_zero_outside_of_the_support_whatever_the_validation_flag(law
 @pytest.mark.parametrize("validation", [True, False])
 @pytest.mark.parametrize(
     "law",
-    [dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0), dist.Exponential(1.0), dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))],
+    [
+        dist.Normal(0.0, 1.0),
+        dist.Uniform(0.0, 1.0),
+        dist.Exponential(1.0),
+        dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+    ],
     ids=lambda law: type(law).__name__,
 )
 def test_nan_data_is_an_error_and_no_impossible_event_whatever_the_validation_flag(law, validation):
@@ -416,7 +427,7 @@ def test_nan_data_is_an_error_and_no_impossible_event_whatever_the_validation_fl
         ppl.infer(program(jnp.full(law.event_shape, jnp.nan)), ImportanceSampling(2))
 
 
-# Proposals -----------------------------------------------------------------------------------------------------------
+# Proposals -------------------------------------------
 
 
 def test_proposal_leaves_log_evidence_and_moments_as_they_are():
@@ -465,5 +476,7 @@ def test_proposal_of_a_discrete_site_that_depends_on_another_draw():
         b = ppl.sample("b", dist.Categorical(probs=jnp.array([0.25, 0.75])), proposal=dist.Categorical(probs=q))
         return 1.0 * (a == b)
 
-    estimates = repeat(program(), ImportanceSampling(300), lambda p: jnp.exp(p.log_evidence) * p.expectation(lambda v: v), 300)
+    estimates = repeat(
+        program(), ImportanceSampling(300), lambda p: jnp.exp(p.log_evidence) * p.expectation(lambda v: v), 300
+    )
     assert_mean_within_5_standard_errors(estimates, 0.5)

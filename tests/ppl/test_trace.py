@@ -15,7 +15,7 @@ import ppl
 from ppl.inference import SMC, ImportanceSampling
 from tests.ppl.checks import assert_close, assert_equal, assert_trace_agrees_with_log_density
 
-NORMAL = dist.Normal(0.0, 1.0)
+NORMAL, ONES = dist.Normal(0.0, 1.0), np.ones(3)
 
 
 class Pair(NamedTuple):
@@ -119,7 +119,7 @@ PROGRAMS = {
     "Python numbers": (lambda: {"a": 1, "b": 2.5, "c": True, "d": 1j},),
     "size zero": (lambda: ppl.sample("x", dist.Normal(jnp.zeros((0, 3)), 1.0)),),
     "key as an argument": (lambda k: ppl.sample("x", dist.Normal(jax.random.normal(k), 1.0)), (jax.random.key(1),)),
-    "array as a default": (lambda a=jnp.ones(3): ppl.sample("x", dist.Normal(a, 1.0)),),
+    "array as a default": (lambda a=ONES: ppl.sample("x", dist.Normal(a, 1.0)),),
     "static": (lambda a: ppl.sample("x", dist.Normal(a if a > 1 else 0.0, 1.0)), (ppl.static(1.5),)),
     "string": (lambda s: ppl.sample(s, NORMAL.expand([len(s)])), ("abc",)),
     "object": (Callable(), (1.0,)),
@@ -184,7 +184,9 @@ def test_log_density_has_gradients_of_arguments_sites_and_captured_arrays():
     assert_close(jax.jit(ours)(ys, sites), expected)
     hessian = jax.hessian(lambda mu: ppl.log_density(program(ys), {**sites, "mu": mu}))(0.4)
     assert_close(hessian, -4.0)
-    captured = jax.grad(lambda w: ppl.log_density(ppl.model(lambda: ppl.observe("y", dist.Normal(w, 1.0), 2.0))(), {}))(0.5)
+    captured = jax.grad(lambda w: ppl.log_density(ppl.model(lambda: ppl.observe("y", dist.Normal(w, 1.0), 2.0))(), {}))(
+        0.5
+    )
     assert_close(captured, 1.5)
 
 

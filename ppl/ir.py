@@ -4,8 +4,8 @@
 inside. A particle can only be kept whole if one frame holds every live value, so `flatten` inlines these, lifts the
 arrays they close over to inputs, and numbers the variables in order of appearance.
 
-One place is not reached: an array that a jitted helper closes over, where the helper is called inside a `jax.lax` loop or
-branch of the user's own. It stays a constant there, and the program's key tells two such arrays apart by identity.
+One place is not reached: an array that a jitted helper closes over, where the helper is called inside a `jax.lax` loop
+or branch of the user's own. It stays a constant, and the program's key tells two such arrays apart by identity.
 
 A `Block` is a straight line of nodes:
 

@@ -72,13 +72,23 @@ for _primitive in STATEMENTS:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inner:
-    """A program inside an equation. Its constant variables are operands of the equation that holds it."""
+    """A program inside an equation. Its constant variables are operands of the equation that holds it.
+
+    JAX caches the types of equations by their parameters, and keeps those; programs of one type are equal, so that it
+    one of them and not one for every staging.
+    """
 
     jaxpr: Any
     out_avals: tuple[Any, ...]
 
+    def __eq__(self, other):
+        return isinstance(other, Inner) and self.out_avals == other.out_avals
+
+    def __hash__(self):
+        return hash(self.out_avals)
+
 
 def trace(function: Callable, *args) -> tuple[Inner, list[Any]]:
     """Trace a function of the program; returns it and the values it closes over, tracers among them."""
-    closed = jax.make_jaxpr(function)(*args)
+    closed = jax.make_jaxpr(lambda *flat: function(*flat))(*args)  # a function of its own, that no cache keeps
     return Inner(getattr(closed, "jaxpr", closed), tuple(closed.out_avals)), list(closed.consts)

@@ -16,6 +16,19 @@ from ppl.errors import MisplacedSite, SiteTypeError, user_line
 __all__ = ["Staging", "current_staging", "scope", "staging_context", "staging_options", "transformed"]
 
 
+class Owner:
+    """The mark of one staging on its statements, told apart by identity.
+
+    Marks are equal to each other: JAX caches equations' types by their parameters, and would keep every one.
+    """
+
+    def __eq__(self, other):
+        return isinstance(other, Owner)
+
+    def __hash__(self):
+        return hash(Owner)
+
+
 @dataclasses.dataclass
 class Staging:
     """One run of a model under `make_jaxpr`: what its statements need to know about where they stand."""
@@ -27,7 +40,7 @@ class Staging:
     internal: bool = False  # sites are kept only when named: the path of a process
     trace: Any = None
     token: Any = "ppl"  # part of the key of JAX's trace caches
-    owner: Any = dataclasses.field(default_factory=object)  # marks this staging's statements
+    owner: Any = dataclasses.field(default_factory=lambda: Owner())  # marks this staging's statements
 
 
 _STAGING: contextvars.ContextVar[Staging | None] = contextvars.ContextVar("ppl_staging", default=None)
@@ -46,6 +59,7 @@ def staging_context(staging: Staging) -> Iterator[Staging]:
             staging.trace = _trace_identity()
             yield staging
     finally:
+        staging.trace = None
         _STAGING.reset(reset)
 
 

@@ -3,7 +3,7 @@
     p(text) = prod_t p(x_t | prompt, x_<t)
 
 over sequences that end in an end token within `max_tokens` tokens, that token counted, or of exactly `max_tokens` other
-tokens. These sum to one, so the log-evidence of a completion by itself is 0. The backward kernel of a text is a certainty:
+tokens. These sum to one, so the log-evidence of a completion by itself is 0. The backward kernel of text is certain:
 a prefix is found in its text.
 """
 

@@ -16,6 +16,7 @@ from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, kept_sites
+from ppl.trace import along_times
 
 __all__ = ["OnlyWeigh", "PopulationAlgorithm", "blame_sites", "lower", "run_population"]
 
@@ -123,7 +124,7 @@ def _complete(posterior: Posterior, staged: Staged, program: Program) -> Posteri
     """Add what needs no compiled run: sites that are always present, and how to read the value as text."""
     num = posterior.num_particles
     present = {
-        name: posterior.present[name]
+        name: along_times(posterior.present[name], staged.sites[name].time_shape, 1)
         if name in posterior.present
         else jnp.ones((num, *staged.sites[name].time_shape), bool)
         for name in posterior.sites

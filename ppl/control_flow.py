@@ -175,7 +175,7 @@ def _promote(leaves, out_types, carry, where):
         if given.shape == out.shape and given.dtype == out.dtype and (out.weak_type <= given.weak_type):
             if given.weak_type and not out.weak_type:
                 leaf, changed = jax.lax.convert_element_type(leaf, out.dtype), True
-        elif given.shape == out.shape and given.weak_type and jnp.promote_types(given.dtype, out.dtype) == out.dtype:
+        elif given.shape == out.shape and given.weak_type and jnp.result_type(leaf, out.dtype) == out.dtype:
             leaf, changed = jax.lax.convert_element_type(leaf, out.dtype), True
         elif not (given.shape == out.shape and given.dtype == out.dtype):
             raise SiteTypeError(

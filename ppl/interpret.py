@@ -177,6 +177,8 @@ class Interpreter:
         if node.name in frame.given:
             lane = frame.given[node.name]
             lane = Lane(jnp.asarray(lane.array, node.aval.dtype), lane.random)
+            if frame.active is not None and jnp.issubdtype(node.aval.dtype, jnp.floating):
+                lane = self._possible_where_frozen(node, lane, frame)
         else:
             proposed = node.proposal is not None and not self.weigh_draws
             sampler, parameters = (
@@ -192,6 +194,15 @@ class Interpreter:
         frame.env[node.output] = lane
         if node.name in self.keep:
             frame.records[node.name] = node.output, None
+
+    def _possible_where_frozen(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
+        """Put a possible value in the place of one that does not count, so that gradients through it are finite."""
+
+        def possible(*parameters):
+            return [draws.draw(node.sampler, jax.lax.stop_gradient(list(parameters)), jax.random.key(0))]
+
+        (other,) = self._apply(possible, [read(frame, a) for a in node.parameters])
+        return self.map(jnp.where, frame.active, lane, other)
 
     def _score(self, node: Score, frame: Frame) -> None:
         increment = read(frame, node.log_density)
@@ -239,7 +250,12 @@ class Interpreter:
                     name: Lane(take(lane.array, state["index"]), True) if lane.random else lane
                     for name, lane in frame.given.items()
                 }
-            diagnostics = _finish_diagnostics(out["diagnostics"], steps)
+            weighing = self.selection.weigh(frame.log_weights)
+            idle = {
+                "ess": weighing.ess,
+                "log_evidence": frame.log_mass + weighing.log_sum - jnp.log(float(self.num_particles)),
+            }
+            diagnostics = _finish_diagnostics(out["diagnostics"], steps, idle)
             frame.diagnostics.append(diagnostics | ({"ancestors": out["ancestors"]} if plan.moves else {}))
 
         # What they went through.
@@ -386,7 +402,7 @@ def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:
     return sets[::-1]
 
 
-def _finish_diagnostics(diagnostics: dict[str, Any], steps) -> dict[str, Any]:
+def _finish_diagnostics(diagnostics: dict[str, Any], steps, idle: dict[str, Any]) -> dict[str, Any]:
     """Repeat the last figures over iterations that a loop left out because every particle was frozen."""
     length = diagnostics["ess"].shape[0]
     if length == 0:
@@ -394,5 +410,6 @@ def _finish_diagnostics(diagnostics: dict[str, Any], steps) -> dict[str, Any]:
     ran = jnp.arange(length) < steps
     last = jnp.maximum(steps - 1, 0)
     for name in ("ess", "log_evidence"):
-        diagnostics[name] = jnp.where(ran, diagnostics[name], diagnostics[name][last])
+        final = jnp.where(steps > 0, diagnostics[name][last], idle[name])
+        diagnostics[name] = jnp.where(ran, diagnostics[name], final)
     return diagnostics

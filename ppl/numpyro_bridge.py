@@ -73,12 +73,13 @@ def _bind_message(staging: Staging, msg):
     if sample_shape:
         law = law.expand(tuple(sample_shape) + law.batch_shape)
     if isinstance(_innermost(law), dist.Unit):
-        if jnp.ndim(law.log_factor) and not msg["cond_indep_stack"]:
+        shape = jnp.shape(_innermost(law).log_factor)
+        if shape and not msg["cond_indep_stack"]:
             raise SiteValueError(
                 f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
-                f"{jnp.shape(law.log_factor)}; it must be one number. Sum it, or put the factor in a numpyro.plate."
+                f"{shape}; it must be one number. Sum it, or put the factor in a numpyro.plate."
             )
-        _bind_score(staging, name, "factor", _total(law.log_factor, scale))
+        _bind_score(staging, name, "factor", _total(law.log_prob(msg["value"]), scale))
         return msg["value"]
     if msg["is_observed"]:
         return _bind_observation(staging, name, law, msg["value"], scale)
@@ -114,7 +115,9 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
     )  # fmt: skip
     staging.values.append((f"the site {full_name!r}", value))
     log_density = _log_density(law, value, scale)
-    log_proposal = () if proposal is None else (_log_density(proposal, value, None),)
+    # A site whose density is scaled is drawn from the unscaled law: the weight makes up for it.
+    drawn_from = law if proposal is None and scale is not None else proposal
+    log_proposal = () if drawn_from is None else (_log_density(drawn_from, value, None),)
     _bind_score(staging, name, "sample", log_density, *log_proposal)
     return value
 
@@ -175,11 +178,19 @@ def _sampler(staging: Staging, name: str, role: str, law):
 
 
 def _log_density(law, value, scale):
-    """Return the log-density of a value: -inf outside the support, summed over the batch."""
+    """Return the log-density of a value: -inf outside the support, NaN where it holds NaN, summed over the batch.
+
+    Bad data is an error, not an impossible event, whatever NumPyro's validation flag makes of it.
+    """
     log_density = law.log_prob(value)
     inside = _in_support(law, value)
     if inside is not None:
         log_density = jnp.where(inside, log_density, -jnp.inf)
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        missing = jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - law.event_dim, value.ndim)))
+        log_density = jnp.where(missing, jnp.nan, log_density)
+    if isinstance(law, dist.MaskedDistribution):
+        log_density = jnp.where(law._mask, log_density, 0.0)
     return _total(log_density, scale)
 
 
@@ -189,10 +200,7 @@ def _total(log_density, scale):
 
 
 def _in_support(law, value):
-    """Return whether each value of the batch lies in the support, or None where every number does.
-
-    NaN is left to the density, which answers NaN: bad data is an error, not an impossible event.
-    """
+    """Return whether each value of the batch lies in the support, or None where every number does."""
     try:
         support = law.support
     except NotImplementedError:
@@ -206,12 +214,7 @@ def _in_support(law, value):
         or isinstance(base, type(constraints.dependent))
     ):
         return None
-    inside = support(value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return inside
-    is_nan = jnp.isnan(value)
-    extra = is_nan.ndim - jnp.ndim(inside)
-    return inside | jnp.any(is_nan, axis=tuple(range(is_nan.ndim - extra, is_nan.ndim)))
+    return support(value)
 
 
 def _innermost(law):

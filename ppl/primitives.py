@@ -75,7 +75,7 @@ class Inner:
     """A program inside an equation. Its constant variables are operands of the equation that holds it.
 
     JAX caches the types of equations by their parameters, and keeps those; programs of one type are equal, so that it
-    one of them and not one for every staging.
+    keeps one of them and not one for every staging.
     """
 
     jaxpr: Any

@@ -77,7 +77,7 @@ class Model:
 
     def __init__(self, function: Callable):
         self.function = function
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, getattr(function, "func", function))
 
     def __call__(self, *args, **kwargs) -> Program:
         """Return the program for these arguments."""
@@ -87,6 +87,10 @@ class Model:
             raise TypeError(f"{self.__name__}{inspect.signature(self.function)}: {error}.") from None
         call.apply_defaults()
         return Program(self.function, call.args, call.kwargs)
+
+    def __get__(self, instance, owner=None):
+        """Bind a model that is a method."""
+        return self if instance is None else Model(functools.partial(self.function, instance))
 
     def __repr__(self) -> str:
         return f"<ppl.model {self.__name__}{inspect.signature(self.function)}>"

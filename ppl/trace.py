@@ -95,7 +95,9 @@ def log_density(program, sites: Mapping[str, Any]) -> Float[Array, ""]:
 def _simulate(staged, inputs, given, key) -> Trace:
     outcome = Interpreter(weigh_draws=True, keep=frozenset(staged.sites)).run(staged.block, inputs, key, given)
     present = {
-        name: jnp.ones(staged.sites[name].time_shape, bool) if mask is None else mask.array
+        name: jnp.ones(staged.sites[name].time_shape, bool)
+        if mask is None
+        else along_times(mask.array, staged.sites[name].time_shape, 0)
         for name, mask in outcome.present.items()
     }
     sites = {name: lane.array for name, lane in outcome.sites.items()}
@@ -107,3 +109,9 @@ def _log_density(staged, inputs, given, key):
     del key
     interpreter = Interpreter(weigh_draws=True, early_exit=False)
     return interpreter.run(staged.block, inputs, None, given).log_weights
+
+
+def along_times(mask, time_shape: tuple[int, ...], lead: int):
+    """Repeat a mask along the time axes of inner loops in which nothing stops by itself; `lead` axes stand before time."""
+    missing = len(time_shape) + lead - jnp.ndim(mask)
+    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * missing), (*mask.shape[:lead], *time_shape))

@@ -112,6 +112,6 @@ def _log_density(staged, inputs, given, key):
 
 
 def along_times(mask, time_shape: tuple[int, ...], lead: int):
-    """Repeat a mask along the time axes of inner loops in which nothing stops by itself; `lead` axes stand before time."""
+    """Repeat a mask along the time axes of inner loops in which nothing stops; `lead` axes stand before time."""
     missing = len(time_shape) + lead - jnp.ndim(mask)
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * missing), (*mask.shape[:lead], *time_shape))

@@ -51,7 +51,7 @@ def speed() -> None:
     program = fixed_length(lm, lm.encode(PROMPT), NEW_TOKENS)(False)
     for num in (1, 8, 32):
         times: dict[str, list[float]] = {"torch generate": [], "ppl": []}
-        for repeat in range(4):
+        for repeat in range(8):
             torch = torch_generate.tokens_per_second(fetch(), PROMPT, num, NEW_TOKENS, 1, loaded=loaded)
             start = time.perf_counter()
             jax.block_until_ready(ppl.infer(program, ImportanceSampling(num), seed=repeat).value)

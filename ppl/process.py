@@ -14,6 +14,7 @@ processes; what combines or reweighs them needs only the kernels' distributions.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from typing import Any
 
@@ -28,22 +29,22 @@ from ppl.statements import sample
 __all__ = ["Process", "generate"]
 
 
-class Process:
+class Process(abc.ABC):
     """A generation that unfolds in at most `num_steps` steps. Subclasses define the methods below."""
 
     num_steps: int
 
+    @abc.abstractmethod
     def start(self) -> Any:
         """Return the first state, a pytree of arrays."""
-        raise NotImplementedError(f"{type(self).__name__}.start")
 
+    @abc.abstractmethod
     def forward(self, state: Any, step) -> dist.Distribution:
         """Return the distribution of the random part of a step, given the state and the step's number (int32)."""
-        raise NotImplementedError(f"{type(self).__name__}.forward")
 
+    @abc.abstractmethod
     def advance(self, state: Any, drawn, step) -> Any:
         """Return the next state."""
-        raise NotImplementedError(f"{type(self).__name__}.advance")
 
     def ended(self, state: Any):
         """Return whether the generation has ended before its last step, a bool; None for those that never do."""

@@ -28,12 +28,14 @@ from jaxtyping import Array, Float, Int32, UInt32
 __all__ = [
     "FixedPoint",
     "from_columns",
+    "multiply",
     "num_columns",
     "prefix_sum",
     "running_max",
     "to_columns",
     "to_fixed_point",
     "to_fraction",
+    "total_of_columns",
 ]
 
 FixedPoint = tuple[Int32[Array, "*shape"], UInt32[Array, "*shape"]]
@@ -109,6 +111,35 @@ def to_fraction(part: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (part >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
 
 
+def multiply(x: UInt32[Array, "*shape"], y: UInt32[Array, "*shape"]) -> tuple[Array, Array]:
+    """Multiply 32-bit numbers without loss, on backends without 64-bit integers.
+
+    Args:
+        x: any shape, uint32.
+        y: the same shape, uint32.
+
+    Returns:
+        The high and the low 32 bits of the product, uint32.
+    """
+    x_low, x_high, y_low, y_high = x & 0xFFFF, x >> 16, y & 0xFFFF, y >> 16
+    middle = x_high * y_low + (x_low * y_low >> 16)
+    other = x_low * y_high + (middle & 0xFFFF)
+    return x_high * y_high + (middle >> 16) + (other >> 16), x * y
+
+
+def total_of_columns(values: Float[Array, "columns rows"]) -> Float[Array, ""]:
+    """Add all elements up in levels of at most 256, so that the rounding error stays below 2^-15.
+
+    Args:
+        values: shape (columns, rows), float32.
+
+    Returns:
+        The sum.
+    """
+    by_row = jnp.sum(values, axis=0)
+    return jnp.sum(by_row) if by_row.shape[0] <= _DIRECT else total_of_columns(to_columns(by_row, 0.0))
+
+
 def prefix_sum(values: FixedPoint) -> FixedPoint:
     """Add up numbers in fixed point along the order of the columns' layout, exactly.
 
@@ -167,9 +198,7 @@ def _accumulate_columns(combine: _Combine, identity: tuple[int, ...], *values: j
 
     totals, within = lax.scan(step, start, values)
     through = _accumulate_vector(combine, identity, totals)
-    before = tuple(
-        jnp.concatenate([jnp.full(1, e, x.dtype), x[:-1]]) for e, x in zip(identity, through, strict=True)
-    )
+    before = tuple(jnp.concatenate([jnp.full(1, e, x.dtype), x[:-1]]) for e, x in zip(identity, through, strict=True))
     return combine(tuple(jnp.broadcast_to(x, y.shape) for x, y in zip(before, within, strict=True)), within)
 
 

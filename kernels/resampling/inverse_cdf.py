@@ -1,0 +1,151 @@
+"""What the schemes share: weights as exact prefix sums, offspring as ancestors.
+
+With w_i = exp(l_i - max l), S their float32 sum and `total` draws to hand out, particle i owns the interval
+[P_(i-1), P_i) of [0, total), P_i = total (w_1 + ... + w_i) / S. A scheme places its points in [0, total) and
+counts N_i of them below P_i; particle i gets N_i - N_(i-1) draws. A float32 cannot hold P_i (at 2^20 it leaves
+4 bits after the point), so that
+
+    (1)  x_i = total w_i / S is written in fixed point: 31 bits before the point and 31 after it. Its prefix
+         sums P_i are exact, never decrease, and P_i = P_(i-1) for a weight of zero.
+    (2)  P_n differs from `total` by the rounding of S, and is scaled back in integers:
+         P_i - floor(P_i d),   d = (P_n - total) / P_n,   the floor being one of 2^-32ths.
+         As |d| < 1 the sums still do not decrease. What is left of the difference, at most total 2^-43 and a
+         2^-23th of it, goes to the last living particle: there, and for all after it, P_i = total.
+         For equal weights and total = n, x_i = 1 and d = 0 exactly.
+    (3)  Ancestor i is written at position N_(i-1) if N_i > N_(i-1); a running maximum fills the gaps. No
+         search, no sort.
+
+What remains is the rounding of the weights: w_i has in float32 a relative error of about (2 + |l_i - max l|)
+2^-24, and a particle that expects fewer than 2^-31 draws gets none.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from ppl.kernels.prefix import (
+    FixedPoint,
+    from_columns,
+    multiply,
+    num_columns,
+    prefix_sum,
+    running_max,
+    to_columns,
+    to_fixed_point,
+    to_fraction,
+    total_of_columns,
+)
+
+__all__ = ["check_arguments", "fill", "relative_weights", "scaled_prefix_sum", "unless_all_dead"]
+
+_MAX_DRAWS = 1 << 30  # prefix sums and indices are int32
+_LARGEST = 3.4028235e38  # of the finite float32
+
+
+def check_arguments(log_weights: jax.Array, num: int | None) -> tuple[Float[Array, " n"], int]:
+    """Check what every scheme is given.
+
+    Args:
+        log_weights: what should be a vector of n >= 1 log-weights.
+        num: number of draws, or None for n.
+
+    Returns:
+        The log-weights in float32 and the number of draws.
+
+    Raises:
+        ValueError: `log_weights` is not of rank 1 or is empty, or `num` is not between 1 and 2^30.
+    """
+    log_weights = jnp.asarray(log_weights)
+    if log_weights.ndim != 1 or log_weights.shape[0] == 0:
+        raise ValueError(
+            f"`log_weights` must have shape (n,) with n >= 1, got shape {log_weights.shape}. "
+            "Map over further axes with jax.vmap."
+        )
+    num = log_weights.shape[0] if num is None else num
+    if not 1 <= num <= _MAX_DRAWS:
+        raise ValueError(f"`num` must be between 1 and 2^30, got {num}. It is the number of ancestors to draw.")
+    return log_weights.astype(jnp.float32), num
+
+
+def relative_weights(log_weights: Float[Array, " n"]) -> tuple[Float[Array, "columns rows"], Bool[Array, ""]]:
+    """Compute the weights relative to the largest, laid out in columns.
+
+    Args:
+        log_weights: shape (n,), float32, nats. NaN counts as -inf; +inf as the largest finite number.
+
+    Returns:
+        The weights, in [0, 1], shape (columns, rows) in the layout of `ppl.kernels.prefix.to_columns`, zeros
+        after the last; and whether one of them is not zero, in which case the largest is 1.
+    """
+    bounded = jnp.where(jnp.isnan(log_weights), -jnp.inf, jnp.minimum(log_weights, _LARGEST))
+    bounded = to_columns(bounded, -jnp.inf)
+    maximum = jnp.max(bounded)
+    return jnp.exp(bounded - jnp.maximum(maximum, -_LARGEST)), maximum > -jnp.inf
+
+
+def scaled_prefix_sum(weights: Float[Array, "columns rows"], total: int | Int32[Array, ""]) -> FixedPoint:
+    """Add weights up in fixed point, scaled so that they sum to `total` exactly.
+
+    Args:
+        weights: shape (columns, rows), float32 >= 0, in the layout of `ppl.kernels.prefix.to_columns`.
+        total: between 0 and 2^30; static or not.
+
+    Returns:
+        Whole parts, int32, and 2^-32ths, uint32, of the inclusive prefix sums, in the same layout. They never
+        decrease; a weight of zero adds nothing; where the last sum is reached it is `total` exactly. If all
+        weights are zero, `total` everywhere.
+    """
+    scale = total / jnp.maximum(total_of_columns(weights), 1e-20)
+    whole, part = prefix_sum(to_fixed_point(weights * scale))  # (1)
+    last_whole, last_part = whole[-1, -1], part[-1, -1]
+    fraction = to_fraction(last_part)
+    excess = (last_whole - total).astype(jnp.float32) + fraction
+    relative = jnp.abs(excess) / jnp.maximum(last_whole.astype(jnp.float32) + fraction, 1e-6)
+    factor = jnp.minimum(relative * 2.0**43, 2.0**30).astype(jnp.int32).astype(jnp.uint32)
+    shift_whole, shift_part = _times(whole, part, factor)  # (2)
+    lower_part, upper_part = part - shift_part, part + shift_part
+    lower = whole - shift_whole - (part < shift_part).astype(jnp.int32)
+    upper = whole + shift_whole + (upper_part < part).astype(jnp.int32)
+    is_last = (whole == last_whole) & (part == last_part)
+    part = jnp.where(excess > 0, lower_part, upper_part)
+    whole = jnp.where(excess > 0, lower, upper)
+    is_last = is_last | (whole >= total)
+    return jnp.where(is_last, total, whole), jnp.where(is_last, jnp.uint32(0), part)
+
+
+def _times(whole: jax.Array, part: jax.Array, factor: jax.Array) -> FixedPoint:
+    """(whole + part 2^-32) factor 2^-43, rounded down to 2^-32ths."""
+    factor = jnp.broadcast_to(factor, part.shape)
+    high, low = multiply(whole.astype(jnp.uint32), factor)
+    from_part = multiply(part, factor)[0]
+    low = low + from_part
+    high = high + (low < from_part).astype(jnp.uint32)
+    return (high >> 11).astype(jnp.int32), (high << 21) | (low >> 11)
+
+
+def fill(end: Int32[Array, "columns rows"], num: int) -> Int32[Array, " num"]:
+    """Write the particles one after the other, each up to its own end, (3).
+
+    Args:
+        end: N_i, how many draws particles 0 .. i get together, in [0, num] and nondecreasing; shape (columns,
+            rows) in the layout of `ppl.kernels.prefix.to_columns`. The last one should be `num`.
+        num: number of draws, static.
+
+    Returns:
+        Shape (num,), int32: at position k the number of ends that are at most k.
+    """
+    columns, rows = end.shape
+    row_starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end[-1, :-1]])
+    start = jnp.concatenate([row_starts[None], end[:-1]])
+    index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns).T
+    out_columns = num_columns(num)
+    out_rows = -(-num // out_columns)
+    size = out_columns * out_rows
+    slot = jnp.where(start == num, size, start % out_columns * out_rows + start // out_columns)
+    heads = jnp.zeros(size + 1, jnp.int32).at[slot].max(jnp.where(end > start, index, 0), mode="promise_in_bounds")
+    return from_columns(running_max(heads[:-1].reshape(out_columns, out_rows)), num)
+
+
+def unless_all_dead(ancestors: Int32[Array, " num"], alive: Bool[Array, ""], n: int) -> Int32[Array, " num"]:
+    """Replace the ancestors by 0, 1, .. n - 1, 0, 1, .. if no particle is alive."""
+    return jnp.where(alive, ancestors, jnp.arange(ancestors.shape[0], dtype=jnp.int32) % n)

@@ -31,6 +31,7 @@ __all__ = [
     "multiply",
     "num_columns",
     "prefix_sum",
+    "prefix_sum_whole",
     "running_max",
     "to_columns",
     "to_fixed_point",
@@ -152,6 +153,18 @@ def prefix_sum(values: FixedPoint) -> FixedPoint:
     return _accumulate(_add, (0, 0), values)
 
 
+def prefix_sum_whole(values: Int32[Array, "columns rows"]) -> Int32[Array, "columns rows"]:
+    """Add up integers along the order of the columns' layout.
+
+    Args:
+        values: shape (columns, rows), int32, in the layout of `to_columns`.
+
+    Returns:
+        The inclusive prefix sums in the same layout.
+    """
+    return _accumulate(_plus, (0,), (values,))[0]
+
+
 def running_max(values: Int32[Array, "columns rows"]) -> Int32[Array, "columns rows"]:
     """Take running maxima along the order of the columns' layout.
 
@@ -167,6 +180,10 @@ def running_max(values: Int32[Array, "columns rows"]) -> Int32[Array, "columns r
 def _add(x: _Leaves, y: _Leaves) -> _Leaves:
     part = x[1] + y[1]
     return x[0] + y[0] + (part < y[1]).astype(jnp.int32), part  # (2)
+
+
+def _plus(x: _Leaves, y: _Leaves) -> _Leaves:
+    return (x[0] + y[0],)
 
 
 def _max(x: _Leaves, y: _Leaves) -> _Leaves:

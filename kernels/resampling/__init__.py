@@ -9,15 +9,32 @@ from collections.abc import Callable
 
 import jax
 
+from ppl.kernels.resampling.killing import killing
+from ppl.kernels.resampling.multinomial import multinomial
+from ppl.kernels.resampling.residual import residual
+from ppl.kernels.resampling.stratified import stratified
 from ppl.kernels.resampling.systematic import systematic
 
-__all__ = ["RESAMPLERS", "Resampler", "resolve", "systematic"]
+__all__ = [
+    "RESAMPLERS",
+    "Resampler",
+    "killing",
+    "multinomial",
+    "residual",
+    "resolve",
+    "stratified",
+    "systematic",
+]
 
 Resampler = Callable[..., jax.Array]
 """``(key, log_weights[n], num=n) -> int32[num]``, ancestors."""
 
 RESAMPLERS: dict[str, Resampler] = {
+    "multinomial": multinomial,
+    "stratified": stratified,
     "systematic": systematic,
+    "residual": residual,
+    "killing": killing,
 }
 """The schemes by name."""
 
@@ -41,7 +58,5 @@ def resolve(resampler: str | Resampler) -> Resampler:
             raise ValueError(f"`resampler` {resampler!r} is not known. Known are: {known}.")
         return RESAMPLERS[resampler]
     if not callable(resampler):
-        raise TypeError(
-            f"`resampler` must be a name or a function (key, log_weights, num), got {resampler!r}."
-        )
+        raise TypeError(f"`resampler` must be a name or a function (key, log_weights, num), got {resampler!r}.")
     return resampler

@@ -15,13 +15,22 @@ counts N_i of them below P_i; particle i gets N_i - N_(i-1) draws. A float32 can
     (3)  Ancestor i is written at position N_(i-1) if N_i > N_(i-1); a running maximum fills the gaps. No
          search, no sort.
 
+Independent points instead of one in each unit interval, both without a sort:
+
+    (4)  m ordered uniform points of [0, m) are V_k = m (E_1 + .. + E_k) / (E_1 + .. + E_(m+1)), E_k exponential
+         variables; they are prefix sums as in (1). E = -log v with v in (0, 1] on a grid of 2^-31: v is never
+         zero, so that no E is infinite.
+    (5)  N_i = #{V_k < P_i}: the points of the unit interval that P_i lies in are found by (3), and a bisection
+         among these few ends after about log2 log m steps.
+
 What remains is the rounding of the weights: w_i has in float32 a relative error of about (2 + |l_i - max l|)
 2^-24, and a particle that expects fewer than 2^-31 draws gets none.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from ppl.kernels.prefix import (
     FixedPoint,
@@ -36,7 +45,16 @@ from ppl.kernels.prefix import (
     total_of_columns,
 )
 
-__all__ = ["check_arguments", "fill", "relative_weights", "scaled_prefix_sum", "unless_all_dead"]
+__all__ = [
+    "check_arguments",
+    "count_below",
+    "fill",
+    "relative_weights",
+    "scaled_prefix_sum",
+    "sorted_points",
+    "to_unit",
+    "unless_all_dead",
+]
 
 _MAX_DRAWS = 1 << 30  # prefix sums and indices are int32
 _LARGEST = 3.4028235e38  # of the finite float32
@@ -144,6 +162,50 @@ def fill(end: Int32[Array, "columns rows"], num: int) -> Int32[Array, " num"]:
     slot = jnp.where(start == num, size, start % out_columns * out_rows + start // out_columns)
     heads = jnp.zeros(size + 1, jnp.int32).at[slot].max(jnp.where(end > start, index, 0), mode="promise_in_bounds")
     return from_columns(running_max(heads[:-1].reshape(out_columns, out_rows)), num)
+
+
+def to_unit(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Turn random bits into uniform numbers in (0, 1], as finely as a float32 goes down to 2^-32."""
+    return ((bits >> 1).astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-31
+
+
+def sorted_points(bits: UInt32[Array, " m_plus_1"], count: int | Int32[Array, ""]) -> FixedPoint:
+    """Draw ordered, independent uniform points of [0, count), (4).
+
+    Args:
+        bits: random bits, shape (m + 1,).
+        count: how many points, between 0 and m; static or not.
+
+    Returns:
+        The points in increasing order, then `count` itself in what is left of m + 1 places; in columns.
+    """
+    spacings = jnp.where(jnp.arange(bits.shape[0]) <= count, -jnp.log(to_unit(bits)), 0.0)
+    return scaled_prefix_sum(to_columns(spacings, 0.0), count)
+
+
+def count_below(points: FixedPoint, queries: FixedPoint, size: int, num: int) -> Int32[Array, "*shape"]:
+    """Count for each query the points that are smaller, (5).
+
+    Args:
+        points: nondecreasing, shape (columns, rows) in the layout of `ppl.kernels.prefix.to_columns`.
+        queries: any shape, none above the last point.
+        size: number of points, static.
+        num: a bound of the last point, static.
+
+    Returns:
+        The counts, in the shape of the queries.
+    """
+    first = fill(points[0] + 1, num + 1)  # how many points lie below 0, 1, .. num
+    part = from_columns(points[1], size)
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) >> 1
+        below = part.at[middle].get(mode="clip") < queries[1]
+        return jnp.where(below & (low < high), middle + 1, low), jnp.where(below, high, middle)
+
+    start = first[queries[0]], first[jnp.minimum(queries[0] + 1, num)]
+    return lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, start)[0]
 
 
 def unless_all_dead(ancestors: Int32[Array, " num"], alive: Bool[Array, ""], n: int) -> Int32[Array, " num"]:

@@ -4,6 +4,7 @@
 #   make test    ruff and the tests
 #   make lint    ruff alone
 #   make bench   the benchmarks, with torch as the reference
+#   make bench-kernels  the kernels against those of blackjax, cuthbert and particles
 #   make clean   remove the environment and what tools left behind (not the downloaded weights)
 #
 # PYTHON=/path/to/python chooses the interpreter; otherwise the first that runs and is new enough.
@@ -12,13 +13,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench clean weights
+.PHONY: demo test lint bench bench-kernels clean weights
 
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-test
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_KERNELS := $(VENV)/.installed-bench-kernels
 
 demo: weights
 	$(BIN) scripts/demo.py
@@ -31,6 +33,9 @@ lint: $(INSTALLED)
 
 bench: weights $(INSTALLED_BENCH)
 	$(BIN) benchmarks/run.py
+
+bench-kernels: $(INSTALLED_KERNELS)
+	$(BIN) -m benchmarks.kernels
 
 weights: $(INSTALLED)
 	@$(BIN) scripts/fetch_smollm2.py
@@ -56,4 +61,10 @@ $(INSTALLED): pyproject.toml | $(BIN)
 # pip takes torch from whatever index it is configured with; PyPI's wheel for Linux brings several gigabytes of CUDA.
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench-text]'
+	@touch $@
+
+# particles 0.4 asks for numpy below 2 and runs with numpy 2: the extra names what it needs, and it comes alone.
+$(INSTALLED_KERNELS): $(INSTALLED)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench-kernels,bench-particles]'
+	$(BIN) -m pip install --quiet --disable-pip-version-check --no-deps 'particles==0.4'
 	@touch $@

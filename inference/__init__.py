@@ -1,6 +1,7 @@
 """Inference algorithms: interpretations of programs, swapped by one line."""
 
+from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
 from ppl.inference.importance import ImportanceSampling as ImportanceSampling
 from ppl.inference.smc import SMC as SMC
 
-__all__ = ["SMC", "ImportanceSampling"]
+__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling"]

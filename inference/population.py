@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class PopulationAlgorithm(Protocol):
     """A frozen, hashable description of a population algorithm: with the program it decides what is compiled."""
 
     num_particles: int
-    guarantee: ClassVar[str]
+    guarantee: str  # of the object: it may depend on its settings
 
     def selection(self) -> Selection:
         """Return what happens at the end of an outermost iteration."""
@@ -35,11 +35,11 @@ class OnlyWeigh:
     """The selection of algorithms that never resample: it watches the weights."""
 
     may_resample = False
+    anneals = False
 
     def weigh(self, log_weights) -> Weighing:
         """Summarise log-weights `[N]`."""
-        log_sum, ess, _ = summarize(log_weights)
-        return Weighing(log_sum, ess)
+        return Weighing(*summarize(log_weights))
 
 
 def run_population(

@@ -11,6 +11,11 @@ The resampler draws `E[offspring of n] = N W_n`, so (2) preserves the measure th
 and E[Z_hat] = Z however the iterations at which to resample are chosen from the past (Del Moral, Doucet and Jasra, On
 adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
 
+`annealing` draws the ancestors at a temperature; see `ppl.inference.annealing`. Derivatives: the children's weights
+carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that `jax.grad` of
+`exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of the score by
+Fisher's identity.
+
 Source: Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), Algorithms 10.1 and 10.3.
 """
 
@@ -21,11 +26,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jax import lax
 
+from ppl.inference.annealing import EntropicAnnealing, temper
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
-from ppl.interpret import Weighing
+from ppl.interpret import Selected, Weighing
 from ppl.kernels import resampling
+from ppl.kernels.resampling.gradient import children_log_weights
+from ppl.lanes import take
 from ppl.posterior import Posterior
 
 __all__ = ["SMC"]
@@ -43,18 +52,27 @@ class SMC:
             `(key, log_weights[N], num) -> int32[num]` with `E[offspring of n] = num * W_n`.
         ess_threshold: resample when the effective sample size falls below this fraction of the particles: 1.0 or more
             resamples at every iteration, 0.0 never. None is 0.5.
+        annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
+            heuristic.
     """
 
     num_particles: int
     resampler: str | Callable = "systematic"
     ess_threshold: float | None = None
-    guarantee: ClassVar[str] = "unbiased"
+    annealing: EntropicAnnealing | None = None
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
         resampling.resolve(self.resampler)
+        if self.annealing is not None and not isinstance(self.annealing, EntropicAnnealing):
+            raise TypeError(f"`annealing` must be an EntropicAnnealing or None, got {self.annealing!r}.")
         if self.ess_threshold is not None:
             require_fraction("ess_threshold", self.ess_threshold)
+
+    @property
+    def guarantee(self) -> str:
+        """What the weights stand for: "unbiased", or "heuristic" where annealing is not corrected."""
+        return "unbiased" if self.annealing is None or self.annealing.exact else "heuristic"
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
@@ -70,7 +88,7 @@ class SMC:
         threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
         if threshold == 0.0:
             return OnlyWeigh()
-        return Resampling(resampling.resolve(self.resampler), threshold, self.num_particles)
+        return Resampling(resampling.resolve(self.resampler), threshold, self.num_particles, self.annealing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +98,35 @@ class Resampling(OnlyWeigh):
     resampler: Callable
     threshold: float
     num_particles: int
+    annealing: EntropicAnnealing | None = None
     may_resample: ClassVar[bool] = True
+
+    @property
+    def anneals(self) -> bool:
+        """Whether ancestors are drawn at a temperature."""
+        return self.annealing is not None
 
     def due(self, weighing: Weighing):
         """Return whether to resample; at a threshold of 1 or more always, for float32 may round the ESS above N."""
         return True if self.threshold >= 1.0 else weighing.ess < self.threshold * self.num_particles
 
-    def select(self, key, log_weights, weighing: Weighing):
-        """Return ancestors, weights of one each, and the log of the mean weight that they leave behind."""
+    def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
+        """Return ancestors, their children's weights, and the log of the mean weight that is taken out."""
+        if self.annealing is None:
+            drawn_from, kept, temperature = log_weights, None, 1.0
+            log_mass = weighing.log_sum - jnp.log(float(self.num_particles))
+        else:
+            tempered = temper(self.annealing, log_weights, weighing, progress)
+            drawn_from, kept, log_mass, temperature = tempered
         all_dead = jnp.isneginf(weighing.log_sum)
-        ancestors = self.resampler(key, log_weights, self.num_particles)
+        ancestors = self.resampler(key, drawn_from, self.num_particles)
         stay = jnp.arange(self.num_particles, dtype=jnp.int32)
         ancestors = jnp.where(all_dead, stay, jnp.asarray(ancestors, jnp.int32))
-        new_weights = jnp.where(all_dead, log_weights, 0.0)
-        return (
-            ancestors,
-            new_weights,
-            jnp.where(all_dead, 0.0, weighing.log_sum - jnp.log(float(self.num_particles))),
-        )
+
+        def children(ancestors):
+            start = children_log_weights(log_weights, ancestors)
+            if kept is not None:
+                start = start + take(kept, ancestors)
+            return jnp.where(all_dead, log_weights, start)
+
+        return Selected(ancestors, children, jnp.where(all_dead, 0.0, lax.stop_gradient(log_mass)), temperature)

@@ -13,11 +13,10 @@ How it is solved. On `x = log(b R)`, R the range of the living log-weights, for
 
     (3)  h(x) = log(1 - e) - log e = log(1 - c) - log c,
 
-a function without flat ends: `1 - e` is about `x`-linear with slope 2 where weights are even. Cancellation is kept out
-of `1 - e`: with `w_i = exp(b (l_i - max l))` and `v_i = w_i - 1` from `expm1`,
+a function without flat ends, of slope 2 where weights are nearly even. Cancellation is kept out of `1 - e`: with `w_i = exp(b (l_i - max l))` and `r_i = w_i / mean w - 1`, from `expm1` where the weights are near 1,
 
-    (4)  1 - e = sum_i (v_i - mean v)^2 / sum_i w_i^2                                            for (1)
-    (5)  1 - e = mean_i [(1 + r_i) log(1 + r_i) - r_i] / log n,   r_i = w_i / mean w - 1         for (2).
+    (4)  1 - e = sum_i r_i^2 / sum_i (1 + r_i)^2                             for (1)
+    (5)  1 - e = mean_i [(1 + r_i) log(1 + r_i) - r_i] / log n               for (2).
 
 A bracket: b = 1 on one side; on the other, log-weights within a range of `bR` have a variance of at most `(bR)^2 / 4`,
 so that `-log e <= (bR)^2 / 4` for (1) and `log n (1 - e) <= (bR)^2 / 8` for (2). Within it a secant whose every third
@@ -114,25 +113,32 @@ def _solve(log_weights: Float[Array, " n"], fraction: Float[Array, ""], of_ess: 
 
 def _uneven_ess(exponent, living, n):
     """Return 1 - e and e by (1) and (4)."""
-    change = jnp.where(living, jnp.expm1(exponent), 0)
-    mean = _sum(change) / n
-    square = _sum(jnp.where(living, (1 + change) ** 2, 0))
-    return _sum(jnp.where(living, (change - mean) ** 2, 0)) / square, n * (1 + mean) * ((1 + mean) / square)
+    relative, _ = _relative(exponent, living, n)
+    square = _sum(jnp.where(living, (1 + relative) ** 2, 0))
+    return _sum(relative * relative) / square, n / square
 
 
 def _uneven_entropy(exponent, living, n):
     """Return 1 - e and e by (2) and (5)."""
-    change = jnp.where(living, jnp.expm1(exponent), 0)
-    mean = _sum(change) / n
-    relative = jnp.where(living, (change - mean) / (1 + mean), 0)  # r
+    relative, log_mean = _relative(exponent, living, n)
     near = relative * relative * (0.5 - relative * (1 / 6 - relative * (1 / 12 - relative / 20)))
-    far = (1 + relative) * (exponent - jnp.log1p(mean)) - relative
+    far = (1 + relative) * (exponent - log_mean) - relative
     divergence = _sum(jnp.where(living, jnp.where(jnp.abs(relative) < 0.02, near, far), 0)) / n
     weights = jnp.where(living, jnp.exp(exponent), 0)
     total = _sum(weights)
     entropy = jnp.log1p(total - 1) - _sum(weights * exponent) / total
     uneven, even = divergence / jnp.log(n), entropy / jnp.log(n)  # each is exact where it is small
     return jnp.where(uneven < 0.5, uneven, 1 - even), jnp.where(uneven < 0.5, 1 - uneven, even)
+
+
+def _relative(exponent, living, n):
+    """Return r of (5), 0 for the dead, and the log of the mean weight: exact for weights near 1 and near 0."""
+    change = jnp.where(living, jnp.expm1(exponent), 0)
+    weights = jnp.where(living, jnp.exp(exponent), 0)
+    mean_change, mean = _sum(change) / n, _sum(weights) / n
+    near_one = mean > 0.5
+    relative = jnp.where(near_one, change - mean_change, weights - mean) / mean
+    return jnp.where(living, relative, 0), jnp.where(near_one, jnp.log1p(mean_change), jnp.log(mean))
 
 
 def _sum(table):

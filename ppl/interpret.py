@@ -37,23 +37,43 @@ from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
 from ppl.lanes import Frame, Lane, move, read, take, time_first, trace_back
 from ppl.loops import LoopPlan
 
-__all__ = ["Interpreter", "Result", "Selection", "Weighing"]
+__all__ = ["Interpreter", "Result", "Selected", "Selection", "Weighing"]
 
 
 class Weighing(NamedTuple):
-    """What selection knows of the weights: their log-sum and their effective sample size, both scalars."""
+    """What selection knows of the weights: their log-sum, their effective sample size, their entropy, all scalars."""
 
     log_sum: Any
     ess: Any
+    entropy: Any
+
+
+class Selected(NamedTuple):
+    """The outcome of a selection.
+
+    Attributes:
+        ancestors: `int32[N]`.
+        children_log_weights: a function of ancestors `int32[N]`, which may have been put in another order: the
+            log-weights `[N]` that their children start with.
+        log_mass: the log-mass taken out of the weights, a scalar.
+        temperature: the temperature at which the ancestors were drawn, a scalar.
+    """
+
+    ancestors: Any
+    children_log_weights: Callable[[Any], Any]
+    log_mass: Any
+    temperature: Any = 1.0
 
 
 class Selection(Protocol):
     """What a population algorithm does at the end of an iteration of an outermost loop.
 
-    `may_resample` is False for algorithms that only watch the weights.
+    `may_resample` is False for algorithms that only watch the weights; `anneals` is True for those that resample at a
+    temperature.
     """
 
     may_resample: bool
+    anneals: bool
 
     def weigh(self, log_weights) -> Weighing:
         """Summarise log-weights `[N]`."""
@@ -61,10 +81,10 @@ class Selection(Protocol):
     def due(self, weighing: Weighing):
         """Return whether to resample now: a Python bool where that is fixed beforehand, else a traced one."""
 
-    def select(self, key, log_weights, weighing: Weighing):
-        """Return (ancestors `int32[N]`, their new log-weights `[N]`, the log-mass taken out of the weights).
+    def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
+        """Choose ancestors after the share `progress`, in (0, 1], of the loop's iterations.
 
-        Invariant (1) must hold: E[sum over offspring of exp(new w) * exp(mass)] = exp(w) for each particle.
+        Invariant (1) must hold: E[sum over children of exp(new w) * exp(mass)] = exp(w) for each particle.
         """
 
 
@@ -366,19 +386,21 @@ class Interpreter:
         moving = plan.moving(state, new_state)
 
         def resample(moving, log_weights):
-            ancestors, new_weights, mass = selection.select(x["keys"][-1], log_weights, weighing)
-            mass = jnp.asarray(mass, log_weights.dtype)
-            return move(moving, ancestors), new_weights, mass, ancestors
+            progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
+            ancestors, children, mass, temperature = selection.select(x["keys"][-1], log_weights, weighing, progress)
+            mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))
+            return move(moving, ancestors), children(ancestors), mass, ancestors, temperature
 
         def stay(moving, log_weights):
-            return moving, log_weights, jnp.zeros((), log_weights.dtype), jnp.arange(num, dtype=jnp.int32)
+            none = jnp.zeros((), log_weights.dtype)
+            return moving, log_weights, none, jnp.arange(num, dtype=jnp.int32), none + 1
 
-        if due is True:
-            moving, log_weights, mass, ancestors = resample(moving, log_weights)
-        elif due is False:
-            mass, ancestors = jnp.zeros((), log_weights.dtype), None
+        if due is False:
+            mass, ancestors, temperature = jnp.zeros((), log_weights.dtype), None, None
         else:
-            moving, log_weights, mass, ancestors = jax.lax.cond(due, resample, stay, moving, log_weights)
+            moving, log_weights, mass, ancestors, temperature = (
+                resample(moving, log_weights) if due is True else jax.lax.cond(due, resample, stay, moving, log_weights)
+            )
         plan.put_back(new_state, moving)
         new_state["log_weights"] = log_weights
         new_state["log_mass"] = state["log_mass"] + mass
@@ -389,6 +411,8 @@ class Interpreter:
         }
         if ancestors is not None:
             output["ancestors"] = ancestors
+            if selection.anneals:
+                output["diagnostics"]["temperature"] = temperature
         if self.progress is not None:
             self.progress(x["t"], plan.node.length, weighing.ess)
 

@@ -234,13 +234,12 @@ def population_posterior(log_weights, log_mass, diagnostics: list[dict[str, Any]
     log_evidence = log_mass + log_sum - jnp.log(float(num))
     normalised = jnp.where(jnp.isneginf(log_weights), -jnp.inf, log_weights - log_sum)
     steps = _joined(diagnostics, num)
+    status = _status(log_evidence, steps["log_evidence"])
+    if fields["guarantee"] == "heuristic":  # the weights follow no stated distribution
+        log_evidence = jnp.full_like(log_evidence, jnp.nan)
+        steps["log_evidence"] = jnp.full_like(steps["log_evidence"], jnp.nan)
     return Posterior(
-        log_weights=normalised,
-        log_evidence=log_evidence,
-        ess=ess,
-        diagnostics=steps,
-        status=_status(log_evidence, steps["log_evidence"]),
-        **fields,
+        log_weights=normalised, log_evidence=log_evidence, ess=ess, diagnostics=steps, status=status, **fields
     )
 
 
@@ -252,7 +251,8 @@ def _joined(diagnostics: list[dict[str, Any]], num: int) -> dict[str, Any]:
     }  # fmt: skip
     if not diagnostics:
         return none
-    return {name: jnp.concatenate([d[name] for d in diagnostics]) for name in none if name in diagnostics[0]}
+    names = [name for name in (*none, "temperature") if name in diagnostics[0]]
+    return {name: jnp.concatenate([d[name] for d in diagnostics]) for name in names}
 
 
 def _status(log_evidence, steps) -> Status:

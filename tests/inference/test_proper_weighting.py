@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ppl
-from ppl.inference import SMC, ImportanceSampling
+from ppl.inference import SMC, EntropicAnnealing, ImportanceSampling
 from tests import enumeration
 from tests.enumeration import Finite
 
@@ -18,6 +18,12 @@ ALGORITHMS = {
     "adaptive, systematic": SMC(2, resampler=enumeration.systematic, ess_threshold=0.9),
     "every step, multinomial": SMC(2, resampler=enumeration.multinomial, ess_threshold=1.0),
     "adaptive, multinomial": SMC(2, resampler=enumeration.multinomial, ess_threshold=0.9),
+    "annealed to an ESS": SMC(
+        2, resampler=enumeration.systematic, ess_threshold=1.0, annealing=EntropicAnnealing(ess=0.97)
+    ),
+    "adaptive, annealed to an entropy": SMC(
+        2, resampler=enumeration.multinomial, ess_threshold=0.95, annealing=EntropicAnnealing(entropy=0.98)
+    ),
 }
 TRANSITION = jnp.array([[0.7, 0.3], [0.2, 0.8]])
 EMISSION = jnp.array([[0.9, 0.1], [0.4, 0.6]])

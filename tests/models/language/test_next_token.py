@@ -6,7 +6,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from ppl.models.language.next_token import NextToken, invert_cdf
+from ppl.kernels.tokens import invert_cdf
+from ppl.models.language.next_token import NextToken
 
 STEP = 2.0**-24
 

@@ -9,19 +9,27 @@ from collections.abc import Callable
 
 import jax
 
+from ppl.kernels.resampling.conditional import CONDITIONAL, ConditionalResampler, resolve_conditional
 from ppl.kernels.resampling.killing import killing
 from ppl.kernels.resampling.multinomial import multinomial
 from ppl.kernels.resampling.residual import residual
+from ppl.kernels.resampling.ssp import ssp
+from ppl.kernels.resampling.ssp import ssp
 from ppl.kernels.resampling.stratified import stratified
 from ppl.kernels.resampling.systematic import systematic
 
 __all__ = [
+    "CONDITIONAL",
+    "ConditionalResampler",
     "RESAMPLERS",
     "Resampler",
     "killing",
     "multinomial",
     "residual",
     "resolve",
+    "resolve_conditional",
+    "ssp",
+    "ssp",
     "stratified",
     "systematic",
 ]
@@ -34,6 +42,8 @@ RESAMPLERS: dict[str, Resampler] = {
     "stratified": stratified,
     "systematic": systematic,
     "residual": residual,
+    "ssp": ssp,
+    "ssp": ssp,
     "killing": killing,
 }
 """The schemes by name."""

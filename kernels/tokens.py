@@ -15,7 +15,7 @@ of 2^-24 in [0, 1):
 
 Only the chosen block is read again. Two levels for two reasons. Speed: the Gumbel method draws a random number for
 every token. And accuracy: one uniform decides with a step of 6e-8 whatever the token's probability, which at a
-vocabulary of 262,144 is several hundredths of a typical one; two decide with that step relative to a block.
+vocabulary of 262,144 is a 64th of a typical one; two decide with that step relative to a block.
 
 Sums of float32 may fail to increase where a weight is added, or end below their own last entry; a block or token is
 therefore taken only where its own weight is positive, and the last such one where rounding leaves none.
@@ -180,7 +180,7 @@ class _BlockSums(NamedTuple):
 
 def _sum_blocks(logits: Float[Array, " V"], temperature: Float[Array, ""] | None = None) -> _BlockSums:
     """Sum the weights block by block, (1) and (2)."""
-    width = _width(logits.shape[0])
+    width = block_width(logits.shape[0])
     table = jnp.pad(logits, (0, -logits.shape[0] % width), constant_values=-jnp.inf).reshape(-1, width)
     wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
     maximum = jax.lax.stop_gradient(jnp.max(wide, axis=-1))
@@ -206,7 +206,7 @@ def _log_prob(chosen: Array, top: Array, log_total: Array, temperature: Array | 
     return jnp.where(log_total == -jnp.inf, -jnp.inf, value)
 
 
-def _width(size: int) -> int:
+def block_width(size: int) -> int:
     """Choose the block's width so that it divides the vocabulary's size if it can: padding is a copy."""
     return next((width for width in _WIDTHS if size % width == 0), _BLOCK)
 
@@ -252,7 +252,7 @@ def _invert(
 ) -> Int32[Array, "*n"]:
     """Find the blocks and tokens at which the cumulative sums pass the uniforms."""
     block = _first_beyond(sums.mass, uniforms[..., 0])  # (4)
-    width = _width(logits.shape[0])
+    width = block_width(logits.shape[0])
     index = (block * width)[..., None] + jnp.arange(width, dtype=jnp.int32).reshape((1,) * block.ndim + (width,))
     inside = index < logits.shape[0]
     inside = inside if mask is None else inside & _take(mask, index)

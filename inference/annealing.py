@@ -83,6 +83,14 @@ class EntropicAnnealing:
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"`{name}` is a fraction in [0, 1], got {value}.")
 
+    def __repr__(self) -> str:
+        if self.mode is None:
+            return (
+                f"EntropicAnnealing({f'entropy={self.entropy}' if self.entropy else f'ess={self.ess or _DEFAULT_ESS}'})"
+            )
+        gate = f"ess_threshold={self.ess_threshold}, early_phase={self.early_phase}"
+        return f"EntropicAnnealing(mode={self.mode!r}, {gate})"
+
     @property
     def exact(self) -> bool:
         """Whether the weights are given back what tempering took, (2)."""

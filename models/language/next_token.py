@@ -2,9 +2,9 @@
 
 Sampler and density are those of `ppl.kernels.tokens`; in one compiled program they share their sweep over the logits.
 
-Truncation as a proposal. A law p cut down to a set A of probable tokens gives the others no weight at all: drawn from and
-weighted by p / q it would silently stand for p given A. What `top_k`, `top_p` and `min_p` return is therefore mixed with
-p itself (Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions"), for 0 < d <= 1:
+Truncation as a proposal. A law p cut down to a set A of probable tokens never draws the others: weighted by p / q it
+would silently stand for p given A. What `top_k`, `top_p` and `min_p` return is therefore mixed with p itself
+(Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions"), for 0 < d <= 1:
 
     (1)  q_i = (1 - d) p_i [i in A] / p(A) + d p_i,   p_i / q_i <= 1 / d
     (2)  log q_i = log p_i + log d + [i in A] log(1 + (1 - d) / (d p(A)))
@@ -149,6 +149,6 @@ class NextToken(dist.CategoricalLogits):
 def _check_defensive(defensive: float, allowed: str) -> None:
     if isinstance(defensive, int | float) and not 0 < defensive <= 1:
         raise ValueError(
-            f"`defensive` must be in (0, 1], got {defensive}: a truncated distribution is no proposal for the full one. "
-            f"If the truncated distribution is what is meant, sample from `law.restrict({allowed})` itself."
+            f"`defensive` must be in (0, 1], got {defensive}: a truncated distribution is no proposal for the full "
+            f"one. If the truncated distribution is what is meant, sample from `law.restrict({allowed})` itself."
         )

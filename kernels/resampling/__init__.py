@@ -14,7 +14,6 @@ from ppl.kernels.resampling.killing import killing
 from ppl.kernels.resampling.multinomial import multinomial
 from ppl.kernels.resampling.residual import residual
 from ppl.kernels.resampling.ssp import ssp
-from ppl.kernels.resampling.ssp import ssp
 from ppl.kernels.resampling.stratified import stratified
 from ppl.kernels.resampling.systematic import systematic
 
@@ -29,7 +28,6 @@ __all__ = [
     "resolve",
     "resolve_conditional",
     "ssp",
-    "ssp",
     "stratified",
     "systematic",
 ]
@@ -42,7 +40,6 @@ RESAMPLERS: dict[str, Resampler] = {
     "stratified": stratified,
     "systematic": systematic,
     "residual": residual,
-    "ssp": ssp,
     "ssp": ssp,
     "killing": killing,
 }

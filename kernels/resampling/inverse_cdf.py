@@ -9,8 +9,9 @@ counts N_i of them below P_i; particle i gets N_i - N_(i-1) draws. A float32 can
          sums P_i are exact, never decrease, and P_i = P_(i-1) for a weight of zero.
     (2)  P_n differs from `total` by the rounding of S, and is scaled back in integers:
          P_i - floor(P_i d),   d = (P_n - total) / P_n,   the floor being one of 2^-32ths.
-         As |d| < 1 the sums still do not decrease. What is left of the difference, at most total 2^-43 and a
-         2^-23th of it, goes to the last living particle: there, and for all after it, P_i = total.
+         As |d| < 1 the sums still do not decrease. What the rounding of d leaves of the difference goes to the
+         last living particle: there, and for all after it, P_i = total. It is at most total 2^-43 plus a 2^-22th
+         of the difference.
          For equal weights and total = n, x_i = 1 and d = 0 exactly.
     (3)  Ancestor i is written at position N_(i-1) if N_i > N_(i-1); a running maximum fills the gaps. No
          search, no sort.
@@ -153,6 +154,7 @@ def fill(end: Int32[Array, "columns rows"], num: int) -> Int32[Array, " num"]:
         Shape (num,), int32: at position k the number of ends that are at most k.
     """
     columns, rows = end.shape
+    end = lax.optimization_barrier(end)  # else XLA computes it anew for each of its uses
     row_starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end[-1, :-1]])
     start = jnp.concatenate([row_starts[None], end[:-1]])
     index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns).T

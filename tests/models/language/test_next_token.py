@@ -6,7 +6,10 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+import ppl
+from ppl.inference import ImportanceSampling
 from ppl.kernels.tokens import invert_cdf
+from ppl.kernels.truncation import top_p
 from ppl.models.language.next_token import NextToken
 
 STEP = 2.0**-24
@@ -138,3 +141,107 @@ def test_gradient_of_log_prob_is_the_score():
     logits = jnp.array([0.3, -1.0, 2.0])
     gradient = jax.grad(lambda logits: NextToken(logits=logits).log_prob(2))(logits)
     np.testing.assert_allclose(gradient, jnp.eye(3)[2] - jax.nn.softmax(logits), atol=1e-6)
+
+
+PROPOSALS = {
+    "top_k": lambda law: law.top_k(2),
+    "top_p": lambda law: law.top_p(0.7, defensive=0.25),
+    "min_p": lambda law: law.min_p(0.5, defensive=0.01),
+    "temper": lambda law: law.temper(0.6),
+    "itself": lambda law: law.top_k(3, defensive=1.0),
+}
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_weighted_proposal_has_the_law_s_expectations_exactly(name):
+    logits = jnp.log(jnp.array([0.02, 0.5, 0.08, 0.0, 0.25, 0.15]))
+    law = NextToken(logits=logits)
+    proposal = PROPOSALS[name](law)
+    assert type(proposal) is NextToken
+    tokens = jnp.arange(6)
+    p, q = (np.exp(np.asarray(x.log_prob(tokens), np.float64)) for x in (law, proposal))
+    np.testing.assert_allclose(q.sum(), 1, rtol=1e-6)
+    assert ((q > 0) == (p > 0)).all()
+    values = np.array([3.0, -1.0, 2.0, 100.0, 0.5, 7.0])
+    weights = np.divide(p, q, out=np.zeros(6), where=q > 0)
+    np.testing.assert_allclose((q * weights * values).sum(), (p * values).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("defensive", [0.01, 0.1, 0.5, 1.0])
+def test_defensive_mixture_has_its_density_and_bounds_the_weights(defensive):
+    law = NextToken(logits=jax.random.normal(jax.random.key(0), (3, 400)) * 3)
+    inside = np.asarray(top_p(law.logits, 0.9))
+    p = np.exp(np.asarray(jax.nn.log_softmax(law.logits), np.float64))
+    expected = (1 - defensive) * p * inside / (p * inside).sum(-1, keepdims=True) + defensive * p
+    proposal = law.top_p(0.9, defensive=defensive)
+    q = np.exp(np.asarray(proposal.log_prob(jnp.arange(400)[:, None]), np.float64)).T
+    np.testing.assert_allclose(q, expected, rtol=1e-5)
+    assert (p / q).max() <= (1 + 1e-5) / defensive
+
+
+def test_truncation_without_a_defence_is_refused_and_says_what_to_do():
+    law = NextToken(logits=jnp.zeros(5))
+    for call, remedy in [
+        (lambda d: law.top_k(2, d), "top_k"),
+        (lambda d: law.top_p(0.9, d), "top_p"),
+        (lambda d: law.min_p(0.1, d), "min_p"),
+    ]:
+        for defensive in (0, 0.0, -0.1, 1.5, float("nan")):
+            with pytest.raises(
+                ValueError, match=rf"`defensive` must be in \(0, 1\].*law\.restrict\({remedy}\(law\.logits"
+            ):
+                call(defensive)
+    for temperature in (0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="`temperature` must be positive and finite"):
+            law.temper(temperature)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_proposals_leave_the_evidence_of_a_program_alone(name):
+    """One token with a likelihood: with more, weights of 1 / d each would make the standard error a poor guide."""
+    likelihood = jnp.array([0.9, 0.1, 0.6, 0.5, 0.3, 0.8])
+    logits = jnp.log(jnp.array([0.02, 0.5, 0.08, 0.0, 0.25, 0.15]))
+
+    @ppl.model
+    def program(logits):
+        def step(carry, _):
+            law = NextToken(logits=logits)
+            token = ppl.sample("token", law, proposal=PROPOSALS[name](law))
+            ppl.factor("likelihood", jnp.log(likelihood[token]))
+            return carry, token
+
+        return ppl.scan(step, 0, length=1)[1]
+
+    truth = np.log(np.exp(np.asarray(logits, np.float64)) @ np.asarray(likelihood, np.float64))
+    assert_evidence(ppl.infer(program(logits), ImportanceSampling(20_000), seed=0), truth)
+
+
+def assert_evidence(posterior, truth):
+    """The mean of independent weights, against its own standard error."""
+    weights = np.exp(np.asarray(posterior.log_weights, np.float64))
+    error = np.sqrt((weights**2).sum() - 1 / len(weights))
+    assert error < 0.1
+    assert abs(1 - np.exp(truth - float(posterior.log_evidence))) < 5 * error
+
+
+def test_truncated_proposal_runs_in_a_language_model_s_program(tiny):
+    """The factor's exact evidence comes from all pairs of tokens."""
+    lm = tiny("llama2")
+    state = lm.prefill([5, 6, 7], max_tokens=2)
+
+    @ppl.model
+    def program():
+        def step(state, _):
+            law = lm.next_token(state)
+            token = ppl.sample("token", law, proposal=law.top_p(0.9))
+            ppl.factor("even", jnp.where(token % 2 == 0, 0.0, -1.0))
+            return lm.extend(state, token), token
+
+        return ppl.scan(step, lm.prefill([5, 6, 7]), length=2)[1]
+
+    first = np.exp(np.asarray(jax.nn.log_softmax(lm.next_token(state).logits), np.float64))
+    reward = np.where(np.arange(lm.vocab_size) % 2 == 0, 1.0, np.exp(-1.0))
+    states = [lm.next_token(lm.extend(state, token)).logits for token in range(lm.vocab_size)]
+    second = np.exp(np.asarray(jax.nn.log_softmax(jnp.stack(states)), np.float64)) @ reward
+    truth = np.log((first * reward * second).sum())
+    assert_evidence(ppl.infer(program(), ImportanceSampling(2000), seed=0), truth)

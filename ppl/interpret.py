@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from ppl import draws
 from ppl.dataflow import stretch_flags
 from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
-from ppl.lanes import Frame, Lane, move, read, take, time_first, trace_back
+from ppl.lanes import Frame, Lane, has_long_rows, move, read, take, time_first, trace_back
 from ppl.loops import LoopPlan
 
 __all__ = ["Interpreter", "Result", "Selected", "Selection", "Weighing"]
@@ -389,7 +389,8 @@ class Interpreter:
             progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
             ancestors, children, mass, temperature = selection.select(x["keys"][-1], log_weights, weighing, progress)
             mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))
-            return move(moving, ancestors), children(ancestors), mass, ancestors, temperature
+            moving, ancestors = move(moving, ancestors)
+            return moving, children(ancestors), mass, ancestors, temperature
 
         def stay(moving, log_weights):
             none = jnp.zeros((), log_weights.dtype)
@@ -397,9 +398,12 @@ class Interpreter:
 
         if due is False:
             mass, ancestors, temperature = jnp.zeros((), log_weights.dtype), None, None
-        else:
-            moving, log_weights, mass, ancestors, temperature = (
-                resample(moving, log_weights) if due is True else jax.lax.cond(due, resample, stay, moving, log_weights)
+        elif due is True and not has_long_rows(moving):
+            moving, log_weights, mass, ancestors, temperature = resample(moving, log_weights)
+        else:  # in a branch, even one that is always taken, XLA overwrites long rows in place; outside it copies them
+            predicate = x["t"] >= 0 if due is True else due
+            moving, log_weights, mass, ancestors, temperature = jax.lax.cond(
+                predicate, resample, stay, moving, log_weights
             )
         plan.put_back(new_state, moving)
         new_state["log_weights"] = log_weights

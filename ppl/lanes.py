@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ppl.ir import Literal
+from ppl.kernels import moves
 
-__all__ = ["Frame", "Lane", "move", "read", "take", "time_first", "trace_back"]
+__all__ = ["Frame", "Lane", "has_long_rows", "move", "read", "take", "time_first", "trace_back"]
 
 
 class Lane(NamedTuple):
@@ -58,23 +59,24 @@ def time_first(lane: Lane):
     return jnp.moveaxis(lane.array, 1, 0) if lane.random else lane.array
 
 
-def move(tree: Any, ancestors) -> Any:
+def has_long_rows(tree: Any) -> bool:
+    """Return whether `move` overwrites the dead instead of gathering everything."""
+    return any(moves.has_long_rows(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def move(tree: Any, ancestors) -> tuple[Any, Any]:
     """Replace every particle's arrays by its ancestor's.
 
-    Numbers of one type are moved side by side in one gather: looking an ancestor up costs more than copying it.
+    Long rows, such as caches, are overwritten where a particle died and stay elsewhere. That needs ancestors in an
+    order in which survivors keep their slot, so the children are numbered anew.
+
+    Returns:
+        The tree after the move, and the ancestors `int32[N]` in the order that was used.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    groups: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        groups.setdefault(leaf.dtype if leaf.ndim == 1 else i, []).append(i)
-    for members in groups.values():
-        if len(members) == 1:
-            leaves[members[0]] = take(leaves[members[0]], ancestors)
-        else:
-            rows = take(jnp.stack([leaves[i] for i in members], axis=-1), ancestors)
-            for column, i in enumerate(members):
-                leaves[i] = rows[:, column]
-    return jax.tree.unflatten(structure, leaves)
+    if has_long_rows(tree):
+        ancestors = moves.survivors_stay(ancestors)
+        return moves.move(tree, ancestors), ancestors
+    return moves.gather(tree, ancestors), ancestors
 
 
 def trace_back(ancestors, resampled, histories: list[Any]) -> list[Any]:

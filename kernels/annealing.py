@@ -13,7 +13,8 @@ How it is solved. On `x = log(b R)`, R the range of the living log-weights, for
 
     (3)  h(x) = log(1 - e) - log e = log(1 - c) - log c,
 
-a function without flat ends, of slope 2 where weights are nearly even. Cancellation is kept out of `1 - e`: with `w_i = exp(b (l_i - max l))` and `r_i = w_i / mean w - 1`, from `expm1` where the weights are near 1,
+a function without flat ends, of slope 2 where weights are nearly even. Cancellation is kept out of `1 - e`: with `w_i =
+exp(b (l_i - max l))` and `r_i = w_i / mean w - 1`, from `expm1` where the weights are near 1,
 
     (4)  1 - e = sum_i r_i^2 / sum_i (1 + r_i)^2                             for (1)
     (5)  1 - e = mean_i [(1 + r_i) log(1 + r_i) - r_i] / log n               for (2).

@@ -26,7 +26,7 @@ demo: weights
 	$(BIN) scripts/demo.py
 
 test: lint weights
-	$(BIN) -m pytest
+	$(BIN) -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN) -m ruff check .

@@ -7,7 +7,7 @@ slot gets an ancestor drawn from W, independently of everything else:
     (2)  E[o_i] = w_i / w* + W_i sum_j (1 - w_j / w*) = w_i / w* + W_i (n - sum_j w_j / w*) = n W_i.
 
 Source: Del Moral (2004), "Feynman-Kac Formulae", section 2.5.2, with the largest survival probabilities, as in
-Karjalainen, Lee, Singh and Vihola (2023), "On resampling schemes for particle filters with weakly informative
+Chopin, Singh, Soto and Vihola (2022), "On resampling schemes for particle filters with weakly informative
 observations", section 3. (2) needs as many draws as particles. At equal weights everyone survives. The
 ancestors are not ordered.
 

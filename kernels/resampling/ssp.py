@@ -11,7 +11,7 @@ particles `pending` and i share the mass p_(i-1) + q_i:
          is i that stays pending with probability (1 - q_i) / (2 - p_(i-1) - q_i) = (p_(i-1) - p_i) / (1 - p_i).
 
 Source: Gerber, Chopin and Whiteley (2019), "Negative association, ordering and convergence of resampling
-methods", algorithm 1, after Srinivasan (2001), "Distributions on level-sets with applications to approximation
+methods", after Srinivasan (2001), "Distributions on level-sets with applications to approximation
 algorithms". There a loop carries the pending fraction as a random state; here it is p_i, hence known, and the
 walk needs no loop: the bits s_i, "i stays pending", are independent, with the probabilities of (1) and (2), and
 

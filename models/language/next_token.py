@@ -9,7 +9,9 @@ would silently stand for p given A. What `top_k`, `top_p` and `min_p` return is 
     (1)  q_i = (1 - d) p_i [i in A] / p(A) + d p_i,   p_i / q_i <= 1 / d
     (2)  log q_i = log p_i + log d + [i in A] log(1 + (1 - d) / (d p(A)))
 
-By (2) q is a categorical law again, with the logits of p raised on A by one number a row.
+By (2) q is a categorical law again, with the logits of p raised on A by one number a row. Over T tokens the weights
+multiply and are bounded by d^-T only: few particles leave A, and what they stand for shows in rare, large weights.
+Resample on the way, or take a larger d, and do not read a large effective sample size as proof.
 """
 
 import math

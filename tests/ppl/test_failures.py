@@ -351,7 +351,7 @@ def test_branch_on_an_int_or_a_static_argument_is_python():
         (dist.Normal(jnp.zeros(3), 1.0), jnp.zeros((1, 3))),
         (dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), jnp.zeros(3)),
     ],
-    ids=str,
+    ids=["number, vector", "vector, number", "vector, shorter", "vector, row", "multivariate, longer"],
 )
 def test_observation_of_another_shape_is_refused_with_both_shapes(law, value):
     def program(y):
@@ -363,7 +363,7 @@ def test_observation_of_another_shape_is_refused_with_both_shapes(law, value):
     assert line_of(program, "ppl.observe") in message
 
 
-@pytest.mark.parametrize("value", ["abc", None, object(), [1.0, "a"]], ids=repr)
+@pytest.mark.parametrize("value", ["abc", None, object(), [1.0, "a"]], ids=["text", "None", "object", "list"])
 def test_observation_that_is_no_number_is_refused(value):
     message = refusal(ppl.SiteTypeError, lambda: ppl.observe("y", NORMAL, value))
     assert "'y'" in message and HERE in message
@@ -487,7 +487,6 @@ WALK = ppl.model(_walk)
         ({"mu": None}, ppl.SiteTypeError, "'mu'.*None"),
         ({"mu": 1j}, ppl.SiteTypeError, "'mu'.*complex"),
     ],
-    ids=str,
 )
 def test_values_that_do_not_fit_the_sites_are_refused(sites, error, words):
     with pytest.raises(error, match=words):

@@ -53,8 +53,10 @@ def temperature(
 
     Returns:
         Shape () or (batch,): temperatures >= 1, to a relative 1e-4, at which `log_weights / temperature` reaches the
-        fraction. 1 where the weights reach it as they are, at most one particle lives, or none does; inf where only
-        the limit of equal weights reaches it; NaN if a log-weight is NaN or +inf.
+        fraction. Where the evenness hardly depends on the temperature (weights in groups far apart), a temperature
+        at which it is within a rounding of the fraction. 1 where the weights reach it as they are, at most one
+        particle lives, or none does; inf where only the limit of equal weights reaches it; NaN if a log-weight is
+        NaN or +inf.
 
     Raises:
         ValueError: `log_weights` is a scalar or has no particles, neither or both of `ess` and `entropy` are given, or
@@ -114,16 +116,16 @@ def _solve(log_weights: Float[Array, " n"], fraction: Float[Array, ""], of_ess: 
 
 def _uneven_ess(exponent, living, n):
     """Return 1 - e and e by (1) and (4)."""
-    relative, _ = _relative(exponent, living, n)
-    square = _sum(jnp.where(living, (1 + relative) ** 2, 0))
+    ratio, relative, _ = _relative(exponent, living, n)
+    square = _sum(ratio * ratio)
     return _sum(relative * relative) / square, n / square
 
 
 def _uneven_entropy(exponent, living, n):
     """Return 1 - e and e by (2) and (5)."""
-    relative, log_mean = _relative(exponent, living, n)
+    ratio, relative, log_mean = _relative(exponent, living, n)
     near = relative * relative * (0.5 - relative * (1 / 6 - relative * (1 / 12 - relative / 20)))
-    far = (1 + relative) * (exponent - log_mean) - relative
+    far = ratio * (exponent - log_mean) - relative  # (1 + relative) would round a weight near 0, times a long exponent
     divergence = _sum(jnp.where(living, jnp.where(jnp.abs(relative) < 0.02, near, far), 0)) / n
     weights = jnp.where(living, jnp.exp(exponent), 0)
     total = _sum(weights)
@@ -133,13 +135,14 @@ def _uneven_entropy(exponent, living, n):
 
 
 def _relative(exponent, living, n):
-    """Return r of (5), 0 for the dead, and the log of the mean weight: exact for weights near 1 and near 0."""
+    """Return 1 + r and r of (5), 0 for the dead, and the log of the mean weight, each exact near 1 and near 0."""
     change = jnp.where(living, jnp.expm1(exponent), 0)
     weights = jnp.where(living, jnp.exp(exponent), 0)
     mean_change, mean = _sum(change) / n, _sum(weights) / n
     near_one = mean > 0.5
     relative = jnp.where(near_one, change - mean_change, weights - mean) / mean
-    return jnp.where(living, relative, 0), jnp.where(near_one, jnp.log1p(mean_change), jnp.log(mean))
+    log_mean = jnp.where(near_one, jnp.log1p(mean_change), jnp.log(mean))
+    return weights / mean, jnp.where(living, relative, 0), log_mean
 
 
 def _sum(table):

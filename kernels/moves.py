@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
-from ppl.kernels.prefix import from_columns, prefix_sum, prefix_sum_whole, to_columns
+from ppl.kernels.prefix import prefix_sum, prefix_sum_whole
 
 __all__ = ["gather", "has_long_rows", "move", "offspring_order", "survivors_stay"]
 
@@ -70,8 +70,8 @@ def offspring_order(ancestors: Int32[Array, " n"]) -> Int32[Array, " n"]:
     is_heir = first.at[ancestors].get(mode="promise_in_bounds") == claim  # (2)
     dead = first == n
     # One pass for both counts: the 2^-32ths of the fixed-point numbers do not carry below 2^32 of them.
-    laid_out = (to_columns(dead.astype(jnp.int32), 0), to_columns((~is_heir).astype(jnp.uint32), 0))
-    dead_rank, other_rank = (from_columns(x, n).astype(jnp.int32) - 1 for x in prefix_sum(laid_out))
+    counted = prefix_sum((dead.astype(jnp.int32), (~is_heir).astype(jnp.uint32)))
+    dead_rank, other_rank = (x.astype(jnp.int32) - 1 for x in counted)
     slots = _compact(dead, dead_rank, index)
     slot = jnp.where(is_heir, ancestors, slots.at[jnp.maximum(other_rank, 0)].get(mode="promise_in_bounds"))  # (3)
     return jnp.zeros(n, jnp.int32).at[slot].set(index, mode="promise_in_bounds", unique_indices=True)
@@ -236,7 +236,7 @@ def _overwrite_in_place(axis: int, leaves: list[jax.Array], ancestors: jax.Array
     n = ancestors.shape[0]
     index = jnp.arange(n, dtype=jnp.int32)
     dead = ancestors != index
-    rank = from_columns(prefix_sum_whole(to_columns(dead.astype(jnp.int32), 0)), n)
+    rank = prefix_sum_whole(dead.astype(jnp.int32))
     slots = _compact(dead, rank - 1, index)
 
     def copy_row(k: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:

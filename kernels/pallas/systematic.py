@@ -30,8 +30,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from ppl.kernels.prefix import FixedPoint, from_columns, multiply, to_fixed_point, to_fraction, total_of_columns
-from ppl.kernels.resampling.inverse_cdf import check_arguments, relative_weights, unless_all_dead
+from ppl.kernels.prefix import FixedPoint, to_fixed_point
+from ppl.kernels.resampling.inverse_cdf import (
+    check_arguments,
+    relative_weights,
+    scale_back,
+    scaled_weights,
+    unless_all_dead,
+)
 
 __all__ = ["systematic"]
 
@@ -73,7 +79,7 @@ def systematic(
         )
     u = jax.random.bits(key, dtype=jnp.uint32)
     weights, alive = relative_weights(log_weights)
-    scaled = from_columns(weights * (num / jnp.maximum(total_of_columns(weights), 1e-20)), n)
+    scaled = scaled_weights(weights, num)
     return unless_all_dead(_place(_ends(scaled, u, num, interpret), num, interpret), alive, n)
 
 
@@ -128,7 +134,7 @@ def _end_block(num, scaled_ref, wholes_ref, parts_ref, u_ref, end_ref):
     is_before = jnp.arange(wholes.shape[0], dtype=jnp.int32) < pl.program_id(0)
     before = _sum((jnp.where(is_before, wholes, 0), jnp.where(is_before, parts, jnp.uint32(0))))
     whole, part = _add(before, _cumulate(to_fixed_point(scaled_ref[...])))
-    whole, part = _scale_back((whole, part), _sum((wholes, parts)), num)
+    whole, part = scale_back((whole, part), _sum((wholes, parts)), num)
     end_ref[...] = whole + (u_ref[0] < part).astype(jnp.int32)
 
 
@@ -160,25 +166,3 @@ def _sum(values: FixedPoint) -> FixedPoint:
     high = jnp.sum((values[1] >> 16).astype(jnp.int32)) + (low >> 16)
     part = (high << 16 | low & 0xFFFF).astype(jnp.uint32)
     return jnp.sum(values[0]) + (high >> 16), part
-
-
-def _scale_back(values: FixedPoint, last: FixedPoint, total: int) -> FixedPoint:
-    """Scale sums so that the last is `total`, as `ppl.kernels.resampling.inverse_cdf.scaled_prefix_sum` does."""
-    whole, part = values
-    fraction = to_fraction(last[1])
-    excess = (last[0] - total).astype(jnp.float32) + fraction
-    relative = jnp.abs(excess) / jnp.maximum(last[0].astype(jnp.float32) + fraction, 1e-6)
-    factor = jnp.minimum(relative * 2.0**43, 2.0**30).astype(jnp.int32).astype(jnp.uint32)
-    factor = jnp.broadcast_to(factor, part.shape)
-    high, low = multiply(whole.astype(jnp.uint32), factor)
-    from_part = multiply(part, factor)[0]
-    low = low + from_part
-    high = high + (low < from_part).astype(jnp.uint32)
-    shift_whole, shift_part = (high >> 11).astype(jnp.int32), (high << 21) | (low >> 11)
-    lower = whole - shift_whole - (part < shift_part).astype(jnp.int32)
-    upper = whole + shift_whole + (part + shift_part < part).astype(jnp.int32)
-    is_last = (whole == last[0]) & (part == last[1])
-    part = jnp.where(excess > 0, part - shift_part, part + shift_part)
-    whole = jnp.where(excess > 0, lower, upper)
-    is_last = is_last | (whole >= total)
-    return jnp.where(is_last, total, whole), jnp.where(is_last, jnp.uint32(0), part)

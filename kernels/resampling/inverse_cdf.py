@@ -13,46 +13,50 @@ counts N_i of them below P_i; particle i gets N_i - N_(i-1) draws. A float32 can
          last living particle: there, and for all after it, P_i = total. It is at most total 2^-43 plus a 2^-22th
          of the difference.
          For equal weights and total = n, x_i = 1 and d = 0 exactly.
-    (3)  Ancestor i is written at position N_(i-1) if N_i > N_(i-1); a running maximum fills the gaps. No
-         search, no sort.
+    (3)  Particle i writes i + 1, its successor's number, at position N_i, where its draws end. The largest number
+         written at a position counts, and a running maximum fills the gaps. No search, no sort.
 
 Independent points instead of one in each unit interval, both without a sort:
 
     (4)  m ordered uniform points of [0, m) are V_k = m (E_1 + .. + E_k) / (E_1 + .. + E_(m+1)), E_k exponential
          variables; they are prefix sums as in (1). E = -log v with v in (0, 1] on a grid of 2^-31: v is never
          zero, so that no E is infinite.
-    (5)  N_i = #{V_k < P_i}: the points of the unit interval that P_i lies in are found by (3), and a bisection
-         among these few ends after about log2 log m steps.
+    (5)  N_i = #{V_k < P_i}: a CPU merges the two ordered sequences, one comparison after the other. Elsewhere, and
+         for queries that are not in order, the points of the unit interval that P_i lies in are found by (3), and a
+         bisection among these few ends after about log2 log m steps.
 
 What remains is the rounding of the weights: w_i has in float32 a relative error of about (2 + |l_i - max l|)
 2^-24, and a particle that expects fewer than 2^-31 draws gets none.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt32
 
 from ppl.kernels.prefix import (
     FixedPoint,
-    from_columns,
     multiply,
-    num_columns,
     prefix_sum,
     running_max,
-    to_columns,
     to_fixed_point,
     to_fraction,
-    total_of_columns,
 )
 
 __all__ = [
     "check_arguments",
-    "count_below",
+    "count_points",
     "fill",
+    "place",
     "relative_weights",
+    "scale_back",
     "scaled_prefix_sum",
+    "scaled_weights",
+    "search_points",
     "sorted_points",
+    "spacing_bits",
     "to_unit",
     "unless_all_dead",
 ]
@@ -86,42 +90,58 @@ def check_arguments(log_weights: jax.Array, num: int | None) -> tuple[Float[Arra
     return log_weights.astype(jnp.float32), num
 
 
-def relative_weights(log_weights: Float[Array, " n"]) -> tuple[Float[Array, "columns rows"], Bool[Array, ""]]:
-    """Compute the weights relative to the largest, laid out in columns.
+def relative_weights(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Bool[Array, ""]]:
+    """Compute the weights relative to the largest.
 
     Args:
         log_weights: shape (n,), float32, nats. NaN counts as -inf; +inf as the largest finite number.
 
     Returns:
-        The weights, in [0, 1], shape (columns, rows) in the layout of `ppl.kernels.prefix.to_columns`, zeros
-        after the last; and whether one of them is not zero, in which case the largest is 1.
+        The weights, in [0, 1], shape (n,); and whether one of them is not zero, in which case the largest is 1.
     """
     bounded = jnp.where(jnp.isnan(log_weights), -jnp.inf, jnp.minimum(log_weights, _LARGEST))
-    bounded = to_columns(bounded, -jnp.inf)
     maximum = jnp.max(bounded)
     return jnp.exp(bounded - jnp.maximum(maximum, -_LARGEST)), maximum > -jnp.inf
 
 
-def scaled_prefix_sum(weights: Float[Array, "columns rows"], total: int | Int32[Array, ""]) -> FixedPoint:
+def scaled_prefix_sum(weights: Float[Array, " n"], total: int | Int32[Array, ""]) -> FixedPoint:
     """Add weights up in fixed point, scaled so that they sum to `total` exactly.
 
     Args:
-        weights: shape (columns, rows), float32 >= 0, in the layout of `ppl.kernels.prefix.to_columns`.
+        weights: shape (n,), float32 >= 0.
         total: between 0 and 2^30; static or not.
 
     Returns:
-        Whole parts, int32, and 2^-32ths, uint32, of the inclusive prefix sums, in the same layout. They never
-        decrease; a weight of zero adds nothing; where the last sum is reached it is `total` exactly. If all
-        weights are zero, `total` everywhere.
+        Whole parts, int32, and 2^-32ths, uint32, of the inclusive prefix sums, shape (n,). They never decrease; a
+        weight of zero adds nothing; where the last sum is reached it is `total` exactly. If all weights are zero,
+        `total` everywhere.
     """
-    scale = total / jnp.maximum(total_of_columns(weights), 1e-20)
-    whole, part = prefix_sum(to_fixed_point(weights * scale))  # (1)
-    last_whole, last_part = whole[-1, -1], part[-1, -1]
+    sums = prefix_sum(to_fixed_point(scaled_weights(weights, total)))  # (1)
+    return scale_back(sums, (sums[0][-1], sums[1][-1]), total)
+
+
+def scaled_weights(weights: Float[Array, " n"], total: int | Int32[Array, ""]) -> Float[Array, " n"]:
+    """Scale weights so that they sum to about `total`: x_i of (1)."""
+    return weights * (total / jnp.maximum(jnp.sum(weights), 1e-20))
+
+
+def scale_back(sums: FixedPoint, last: FixedPoint, total: int | Int32[Array, ""]) -> FixedPoint:
+    """Scale prefix sums so that the last of them is `total` exactly, (2).
+
+    Args:
+        sums: whole parts and 2^-32ths, each of shape (n,).
+        last: P_n, the last of them, scalars.
+        total: between 0 and 2^30, no further than a 2^-13th of it from P_n.
+
+    Returns:
+        The sums, in the same form.
+    """
+    (whole, part), (last_whole, last_part) = sums, last
     fraction = to_fraction(last_part)
     excess = (last_whole - total).astype(jnp.float32) + fraction
     relative = jnp.abs(excess) / jnp.maximum(last_whole.astype(jnp.float32) + fraction, 1e-6)
     factor = jnp.minimum(relative * 2.0**43, 2.0**30).astype(jnp.int32).astype(jnp.uint32)
-    shift_whole, shift_part = _times(whole, part, factor)  # (2)
+    shift_whole, shift_part = _times(whole, part, factor)
     lower_part, upper_part = part - shift_part, part + shift_part
     lower = whole - shift_whole - (part < shift_part).astype(jnp.int32)
     upper = whole + shift_whole + (upper_part < part).astype(jnp.int32)
@@ -142,33 +162,31 @@ def _times(whole: jax.Array, part: jax.Array, factor: jax.Array) -> FixedPoint:
     return (high >> 11).astype(jnp.int32), (high << 21) | (low >> 11)
 
 
-def fill(end: Int32[Array, "columns rows"], num: int) -> Int32[Array, " num"]:
+def fill(end: Int32[Array, " n"], num: int) -> Int32[Array, " num"]:
     """Write the particles one after the other, each up to its own end, (3).
 
     Args:
-        end: N_i, how many draws particles 0 .. i get together, in [0, num] and nondecreasing; shape (columns,
-            rows) in the layout of `ppl.kernels.prefix.to_columns`. The last one should be `num`.
+        end: N_i, how many draws particles 0 .. i get together, in [0, num] and nondecreasing; shape (n,). The last
+            one should be `num`.
         num: number of draws, static.
 
     Returns:
         Shape (num,), int32: at position k the number of ends that are at most k.
     """
-    columns, rows = end.shape
-    end = lax.optimization_barrier(end)  # else XLA computes it anew for each of its uses
-    row_starts = jnp.concatenate([jnp.zeros(1, jnp.int32), end[-1, :-1]])
-    start = jnp.concatenate([row_starts[None], end[:-1]])
-    index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns).T
-    out_columns = num_columns(num)
-    out_rows = -(-num // out_columns)
-    size = out_columns * out_rows
-    slot = jnp.where(start == num, size, start % out_columns * out_rows + start // out_columns)
-    heads = jnp.zeros(size + 1, jnp.int32).at[slot].max(jnp.where(end > start, index, 0), mode="promise_in_bounds")
-    return from_columns(running_max(heads[:-1].reshape(out_columns, out_rows)), num)
+    index = jnp.arange(1, end.shape[0] + 1, dtype=jnp.int32)
+    heads = jnp.zeros(num + 1, jnp.int32).at[end].max(index, mode="promise_in_bounds")
+    return running_max(heads[:num])
 
 
 def to_unit(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Turn random bits into uniform numbers in (0, 1], as finely as a float32 goes down to 2^-32."""
     return ((bits >> 1).astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-31
+
+
+def spacing_bits(key: PRNGKeyArray | UInt32[Array, "2"], count: int) -> UInt32[Array, " count_plus_1"]:
+    """Draw the random bits of `sorted_points`, one word more than there are points."""
+    words = count + 2 - count % 2  # an odd number of them takes XLA several times as long
+    return jax.random.bits(key, (words,), jnp.uint32)[: count + 1]
 
 
 def sorted_points(bits: UInt32[Array, " m_plus_1"], count: int | Int32[Array, ""]) -> FixedPoint:
@@ -179,31 +197,89 @@ def sorted_points(bits: UInt32[Array, " m_plus_1"], count: int | Int32[Array, ""
         count: how many points, between 0 and m; static or not.
 
     Returns:
-        The points in increasing order, then `count` itself in what is left of m + 1 places; in columns.
+        The points in increasing order, then `count` itself in what is left of m + 1 places.
     """
     spacings = jnp.where(jnp.arange(bits.shape[0]) <= count, -jnp.log(to_unit(bits)), 0.0)
-    return scaled_prefix_sum(to_columns(spacings, 0.0), count)
+    return scaled_prefix_sum(spacings, count)
 
 
-def count_below(points: FixedPoint, queries: FixedPoint, size: int, num: int) -> Int32[Array, "*shape"]:
-    """Count for each query the points that are smaller, (5).
+def place(points: FixedPoint, sums: FixedPoint, num: int) -> Int32[Array, " m"]:
+    """Find the particle in whose interval each point lies, (5).
 
     Args:
-        points: nondecreasing, shape (columns, rows) in the layout of `ppl.kernels.prefix.to_columns`.
-        queries: any shape, none above the last point.
-        size: number of points, static.
-        num: a bound of the last point, static.
+        points: nondecreasing, shape (m,).
+        sums: P_i, nondecreasing, shape (n,).
+        num: a bound of all of them, static.
+
+    Returns:
+        Shape (m,): the number of sums that are at most the point; for points not below the last sum, the first
+        particle that reaches it.
+    """
+
+    def search(points: FixedPoint, sums: FixedPoint) -> Int32[Array, " m"]:
+        return fill(count_points(points, sums, points[0].shape[0], num), points[0].shape[0])
+
+    return lax.platform_dependent(points, sums, cpu=lambda *x: _merge(*x)[0], default=search)
+
+
+def count_points(points: FixedPoint, sums: FixedPoint, count: int | Int32[Array, ""], num: int) -> Int32[Array, " n"]:
+    """Count the points that lie in the intervals of particles 0 .. i: N_i, (5).
+
+    Args:
+        points: nondecreasing, shape (m,).
+        sums: P_i, nondecreasing, shape (n,).
+        count: how many of the points count, the first ones; static or not.
+        num: a bound of points and sums, static.
+
+    Returns:
+        Shape (n,): the number of points below the sum; `count` where the last sum is reached.
+    """
+    search = functools.partial(search_points, num=num)
+    counts = lax.platform_dependent(points, sums, cpu=lambda *x: _merge(*x)[1], default=search)
+    return jnp.where(_reaches_last(sums), count, counts)
+
+
+def _reaches_last(sums: FixedPoint) -> Bool[Array, " n"]:
+    return (sums[0] == sums[0][-1]) & (sums[1] == sums[1][-1])
+
+
+def _merge(points: FixedPoint, sums: FixedPoint) -> tuple[Int32[Array, " m"], Int32[Array, " n"]]:
+    """Walk through points and sums in their common order. Counts after the first that reaches the last sum are 0."""
+    num_points, num_sums = points[0].shape[0], sums[0].shape[0]
+    last = jnp.argmax(_reaches_last(sums)).astype(jnp.int32)
+
+    def step(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        k, i, placed, counts = state
+        whole, part = (x.at[k].get(mode="promise_in_bounds") for x in points)
+        to_whole, to_part = (x.at[i].get(mode="promise_in_bounds") for x in sums)
+        below = (whole < to_whole) | ((whole == to_whole) & (part < to_part)) | (i == last)
+        placed = lax.dynamic_update_slice(placed, i[None], (k,))
+        counts = lax.dynamic_update_slice(counts, k[None], (i,))
+        advance = below.astype(jnp.int32)
+        return jnp.minimum(k + advance, num_points - 1), i + 1 - advance, placed, counts
+
+    zero = jnp.int32(0)
+    state = zero, zero, jnp.zeros(num_points, jnp.int32), jnp.zeros(num_sums, jnp.int32)
+    return lax.fori_loop(0, num_points + num_sums, step, state)[2:]
+
+
+def search_points(points: FixedPoint, queries: FixedPoint, num: int) -> Int32[Array, "*shape"]:
+    """Count for each query the points that are smaller, by the search of (5).
+
+    Args:
+        points: nondecreasing, shape (m,).
+        queries: in any order and of any shape, none above `num`.
+        num: a bound of the points, static.
 
     Returns:
         The counts, in the shape of the queries.
     """
     first = fill(points[0] + 1, num + 1)  # how many points lie below 0, 1, .. num
-    part = from_columns(points[1], size)
 
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) >> 1
-        below = part.at[middle].get(mode="clip") < queries[1]
+        below = points[1].at[middle].get(mode="clip") < queries[1]
         return jnp.where(below & (low < high), middle + 1, low), jnp.where(below, high, middle)
 
     start = first[queries[0]], first[jnp.minimum(queries[0] + 1, num)]

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from ppl.kernels.prefix import from_columns, multiply
+from ppl.kernels.prefix import multiply
 from ppl.kernels.resampling.inverse_cdf import (
     check_arguments,
-    count_below,
     relative_weights,
     scaled_prefix_sum,
+    search_points,
     to_unit,
     unless_all_dead,
 )
@@ -68,8 +68,8 @@ def _ancestors(bits: UInt32[Array, "3 n"], log_weights: Float[Array, " n"]) -> I
     """The ancestors that the random bits lead to: the first row kills, the others draw."""
     n = log_weights.shape[0]
     weights, alive = relative_weights(log_weights)
-    survives = to_unit(bits[0]) <= from_columns(weights, n)
-    drawn = count_below(scaled_prefix_sum(weights, n), _points(bits[1], bits[2], n), n, n)
+    survives = to_unit(bits[0]) <= weights
+    drawn = search_points(scaled_prefix_sum(weights, n), _points(bits[1], bits[2], n), n)
     index = jnp.arange(n, dtype=jnp.int32)
     return unless_all_dead(jnp.where(survives, index, drawn), alive, n)  # (1)
 

@@ -15,17 +15,15 @@ Deviation from the textbook: P_i and V_k are integers, multiples of 2^-32, and c
 all of them (see `inverse_cdf`). Weights are rounded to float32.
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from ppl.kernels.resampling.inverse_cdf import (
     check_arguments,
-    count_below,
-    fill,
+    place,
     relative_weights,
     scaled_prefix_sum,
     sorted_points,
+    spacing_bits,
     unless_all_dead,
 )
 
@@ -56,13 +54,12 @@ def multinomial(
         [0, 0, 0]
     """
     log_weights, num = check_arguments(log_weights, num)
-    return _ancestors(jax.random.bits(key, (num + 1,), jnp.uint32), log_weights, num)
+    return _ancestors(spacing_bits(key, num), log_weights, num)
 
 
 def _ancestors(bits: UInt32[Array, " num_plus_1"], log_weights: Float[Array, " n"], num: int) -> Int32[Array, " num"]:
     """The ancestors that the random bits of the spacings lead to."""
     weights, alive = relative_weights(log_weights)
     sums = scaled_prefix_sum(weights, num)
-    below = count_below(sorted_points(bits, num), sums, num + 1, num)
-    end = jnp.where(sums[0] == num, num, below)  # (1)
-    return unless_all_dead(fill(end, num), alive, log_weights.shape[0])
+    points = tuple(x[:num] for x in sorted_points(bits, num))
+    return unless_all_dead(place(points, sums, num), alive, log_weights.shape[0])  # (1)

@@ -12,22 +12,22 @@ would turn an expected 3 into 2 copies and a remainder of 0.9999999, whose draw 
 by less than 2^-22 x_i. The remainders are handed out in integers (see `inverse_cdf` and `multinomial`).
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from ppl.kernels.prefix import prefix_sum_whole, total_of_columns
+from ppl.kernels.prefix import prefix_sum_whole
 from ppl.kernels.resampling.inverse_cdf import (
     check_arguments,
-    count_below,
+    count_points,
     fill,
     relative_weights,
     scaled_prefix_sum,
     sorted_points,
+    spacing_bits,
     unless_all_dead,
 )
 
-__all__ = ["residual"]
+__all__ = ["lay_out", "residual", "split_expected"]
 
 _WHOLE = 2.0**-22  # relative distance at which a number counts as whole
 
@@ -59,23 +59,56 @@ def residual(
         [0, 0, 1, 1]
     """
     log_weights, num = check_arguments(log_weights, num)
-    return _ancestors(jax.random.bits(key, (num + 1,), jnp.uint32), log_weights, num)
+    return _ancestors(spacing_bits(key, num), log_weights, num)
 
 
 def _ancestors(bits: UInt32[Array, " num_plus_1"], log_weights: Float[Array, " n"], num: int) -> Int32[Array, " num"]:
     """The ancestors that the random bits of the spacings lead to."""
     weights, alive = relative_weights(log_weights)
-    expected = weights * (num / jnp.maximum(total_of_columns(weights), 1))  # the sum is >= 1 while one lives
+    _, copies, remainders = split_expected(weights, num)
+    return unless_all_dead(lay_out(bits, copies, remainders, num), alive, log_weights.shape[0])
+
+
+def split_expected(
+    weights: Float[Array, " n"], num: int
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """Split the expected numbers of draws x_i into whole numbers and remainders.
+
+    Args:
+        weights: shape (n,), relative to the largest.
+        num: number of draws, static.
+
+    Returns:
+        x_i, floor(x_i) and what the rest is drawn by, proportional to r_i; float32, shape (n,) each.
+    """
+    expected = weights * (num / jnp.maximum(jnp.sum(weights), 1))  # the sum is >= 1 while one lives
     nearest = jnp.round(expected)
     expected = jnp.where(jnp.abs(expected - nearest) <= expected * _WHOLE, nearest, expected)
     copies = jnp.floor(expected)
     remainders = expected - copies
-    remainders = jnp.where(jnp.any(remainders > 0), remainders, weights)  # beyond 2^20 some may be missing
+    return expected, copies, jnp.where(jnp.any(remainders > 0), remainders, weights)  # beyond 2^20 some may be missing
 
+
+def lay_out(
+    bits: UInt32[Array, " num_plus_1"],
+    copies: Float[Array, " n"],
+    remainders: Float[Array, " n"],
+    total: int | Int32[Array, ""],
+) -> Int32[Array, " num"]:
+    """Give every particle its copies and draw the rest, (1).
+
+    Args:
+        bits: of the spacings, shape (num + 1,).
+        copies: floor(x_i), shape (n,).
+        remainders: r_i, to scale, shape (n,).
+        total: how many ancestors there are, at most num; static or not.
+
+    Returns:
+        The ancestors in increasing order, shape (num,), in the first `total` places.
+    """
+    num = bits.shape[0] - 1
     copied = prefix_sum_whole(copies.astype(jnp.int32))
-    rest = jnp.maximum(num - copied[-1, -1], 0)
+    rest = jnp.maximum(total - copied[-1], 0)
     sums = scaled_prefix_sum(remainders, rest)
-    below = count_below(sorted_points(bits, rest), sums, num + 1, num)
-    drawn = jnp.where(sums[0] == rest, rest, below)
-    end = jnp.minimum(copied + drawn, num)  # (1)
-    return unless_all_dead(fill(end, num), alive, log_weights.shape[0])
+    drawn = count_points(sorted_points(bits, rest), sums, rest, num)
+    return fill(jnp.minimum(copied + drawn, total), num)

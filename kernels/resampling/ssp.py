@@ -82,14 +82,14 @@ def ssp(
 
 def steps(
     sums: FixedPoint,
-) -> tuple[Int32[Array, "columns rows"], Int32[Array, "columns rows"], Int32[Array, "columns rows"]]:
+) -> tuple[Int32[Array, " n"], Int32[Array, " n"], Int32[Array, " n"]]:
     """Take the prefix sums apart as the walk needs them.
 
     Args:
         sums: P_i as `ppl.kernels.resampling.inverse_cdf.scaled_prefix_sum` returns them.
 
     Returns:
-        floor(P_i), p_i and p_(i-1), the fractions in 2^-31ths; shape (columns, rows) each. Step i crosses where
+        floor(P_i), p_i and p_(i-1), the fractions in 2^-31ths; shape (n,) each. Step i crosses where
         p_i < p_(i-1).
     """
     whole, part = sums
@@ -98,8 +98,8 @@ def steps(
 
 
 def step_odds(
-    fraction: Int32[Array, "columns rows"], before: Int32[Array, "columns rows"]
-) -> tuple[Float[Array, "columns rows"], Float[Array, "columns rows"]]:
+    fraction: Int32[Array, " n"], before: Int32[Array, " n"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Compute numerator and denominator of the probability of s_i = 1, (1) and (2).
 
     Args:
@@ -116,11 +116,11 @@ def step_odds(
 
 
 def ends(
-    stays: Bool[Array, "columns rows"],
-    whole: Int32[Array, "columns rows"],
-    fraction: Int32[Array, "columns rows"],
-    before: Int32[Array, "columns rows"],
-) -> Int32[Array, "columns rows"]:
+    stays: Bool[Array, " n"],
+    whole: Int32[Array, " n"],
+    fraction: Int32[Array, " n"],
+    before: Int32[Array, " n"],
+) -> Int32[Array, " n"]:
     """Compute the cumulative numbers of draws N_i that the bits s_i lead to, (3).
 
     Args:
@@ -130,18 +130,17 @@ def ends(
         before: p_(i-1) in 2^-31ths.
 
     Returns:
-        N_i, shape (columns, rows), nondecreasing.
+        N_i, shape (n,), nondecreasing.
     """
-    columns, rows = stays.shape
-    index = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns).T
+    n = stays.shape[0]
+    index = jnp.arange(n, dtype=jnp.int32)
     crosses = (fraction < before).astype(jnp.int32)
     # the next j wins a maximum from the end; its lowest bit tells what it does
-    labelled = jnp.where(stays, 2 * (rows * columns - index) + crosses, 0)
-    following = _previous(running_max(labelled[::-1, ::-1]))[::-1, ::-1]
+    labelled = jnp.where(stays, 2 * (n - index) + crosses, 0)
+    following = _previous(running_max(labelled[::-1]))[::-1]
     return whole + (following & 1)
 
 
-def _previous(values: Int32[Array, "columns rows"]) -> Int32[Array, "columns rows"]:
-    """Shift values by one along the order of the columns' layout; a zero comes first."""
-    row_starts = jnp.concatenate([jnp.zeros(1, values.dtype), values[-1, :-1]])
-    return jnp.concatenate([row_starts[None], values[:-1]])
+def _previous(values: Int32[Array, " n"]) -> Int32[Array, " n"]:
+    """Shift values by one; a zero comes first."""
+    return jnp.concatenate([jnp.zeros(1, values.dtype), values[:-1]])

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppl.kernels.prefix import from_columns, to_columns
 from ppl.kernels.resampling import CONDITIONAL, RESAMPLERS, resolve_conditional
 from ppl.kernels.resampling.conditional.pinning import pin, point_in_stretch
 from ppl.kernels.resampling.conditional.ssp import _bound_odds, _join, _up_odds
@@ -161,17 +160,16 @@ def test_conditional_ssp_counts_are_exactly_size_biased(weights, num):
     walk = steps(scaled_prefix_sum(relative, num))
     law = ssp_law(np.array(weights) / sum(weights), num)
     patterns = list(itertools.product([False, True], repeat=n))
-    columns = jnp.stack([to_columns(jnp.array(pattern), False) for pattern in patterns])
+    bits = jnp.array(patterns)
 
     def probability(odds):
-        a, b = (np.asarray(from_columns(x, n) if x.ndim else x, np.float64) for x in odds)
+        a, b = (np.asarray(x, np.float64) for x in odds)
         return a / np.where(b > 0, b, 1)
 
     @jax.jit
     def joined_ends(bound, retained):
-        joined = jax.vmap(lambda free: _join(free, bound, retained))(columns)
-        cumulative = jax.vmap(lambda s: ends(s, *walk))(joined)
-        return jax.vmap(lambda x: from_columns(x, n))(cumulative)
+        joined = jax.vmap(lambda free: _join(free, bound, retained))(bits)
+        return jax.vmap(lambda s: ends(s, *walk))(joined)
 
     for r in (r for r in range(n) if weights[r]):
         retained = jnp.int32(r)
@@ -182,7 +180,7 @@ def test_conditional_ssp_counts_are_exactly_size_biased(weights, num):
                 continue
             free_chance = probability(step_odds(*walk[1:]))
             bound_chance = probability(_bound_odds(*walk[1:], retained, jnp.bool_(up)))
-            for bound, bound_columns in zip(patterns, columns, strict=True):
+            for bound, bound_bits in zip(patterns, bits, strict=True):
                 stays = bound[r]
                 first = next((j for j in range(r + 1, n) if bound[j]), n - 1) if stays else r
                 if any(bound[j] for j in range(n) if j < r or j > first):
@@ -191,7 +189,7 @@ def test_conditional_ssp_counts_are_exactly_size_biased(weights, num):
                 weight = chance * math.prod(bound_chance[j] if bound[j] else 1 - bound_chance[j] for j in used)
                 if weight <= 0:
                     continue
-                for free, cumulative in zip(patterns, np.asarray(joined_ends(bound_columns, retained)), strict=True):
+                for free, cumulative in zip(patterns, np.asarray(joined_ends(bound_bits, retained)), strict=True):
                     if any(free[j] for j in used):
                         continue
                     rest = [j for j in range(n) if j not in used]
@@ -208,7 +206,7 @@ def test_conditional_ssp_counts_are_exactly_size_biased(weights, num):
 def test_point_in_stretch_is_in_it_at_both_ends(n, num):
     log_weights = np.random.default_rng(n).normal(size=n).astype(np.float32) * 3
     sums = scaled_prefix_sum(relative_weights(log_weights)[0], num)
-    whole, part = (np.asarray(from_columns(x, n)).astype(np.uint64) for x in sums)
+    whole, part = (np.asarray(x).astype(np.uint64) for x in sums)
     position = np.concatenate([[0], (whole << np.uint64(32)) + part]).astype(np.uint64)
     for bits in ([0, 0], [2**32 - 1, 2**32 - 1], [2**31, 0]):
         for r in [0, 1, n // 2, n - 1]:

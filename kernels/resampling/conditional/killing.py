@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from ppl.kernels.prefix import from_columns, total_of_columns
 from ppl.kernels.resampling.conditional.pinning import check_retained, pin
 from ppl.kernels.resampling.inverse_cdf import check_arguments, relative_weights
 from ppl.kernels.resampling.killing import killing
@@ -51,6 +50,6 @@ def conditional_killing(
     key_way, key_slot, key_others, key_shuffle = jax.random.split(key, 4)
     ancestors = killing(key_others, log_weights, num)
     weights, _ = relative_weights(log_weights)
-    survived = jax.random.uniform(key_way, dtype=jnp.float32) * n < total_of_columns(weights)  # (1)
-    killed = systematic(key_slot, jnp.log1p(-from_columns(weights, n)), 1)[0]  # (2)
+    survived = jax.random.uniform(key_way, dtype=jnp.float32) * n < jnp.sum(weights)  # (1)
+    killed = systematic(key_slot, jnp.log1p(-weights), 1)[0]  # (2)
     return pin(key_shuffle, ancestors, jnp.where(survived, retained, killed), retained)

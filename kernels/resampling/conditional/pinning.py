@@ -48,10 +48,8 @@ def check_retained(retained: int | Int32[Array, ""], n: int) -> Int32[Array, ""]
 
 
 def element(values: Array, index: Int32[Array, ""]) -> Array:
-    """Look up one element of a vector laid out in columns; a zero stands at index -1."""
-    columns = values.shape[0]
-    index_or_first = jnp.maximum(index, 0)
-    value = values[index_or_first % columns, index_or_first // columns]
+    """Look up one element of a vector; a zero stands at index -1."""
+    value = values[jnp.maximum(index, 0)]
     return jnp.where(index < 0, jnp.zeros_like(value), value)
 
 
@@ -60,7 +58,7 @@ def point_in_stretch(bits: UInt32[Array, "2"], sums: FixedPoint, retained: Int32
 
     Args:
         bits: random bits, read as a number in [0, 1) with 64 of them.
-        sums: P_i, shape (columns, rows), as of `ppl.kernels.resampling.inverse_cdf.scaled_prefix_sum`.
+        sums: P_i, shape (n,), as of `ppl.kernels.resampling.inverse_cdf.scaled_prefix_sum`.
         retained: r, in range.
 
     Returns:

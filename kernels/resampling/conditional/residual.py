@@ -10,21 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from ppl.kernels.prefix import prefix_sum_whole, total_of_columns
 from ppl.kernels.resampling.conditional.pinning import check_retained, element, pin
-from ppl.kernels.resampling.inverse_cdf import (
-    check_arguments,
-    count_below,
-    fill,
-    relative_weights,
-    scaled_prefix_sum,
-    sorted_points,
-    unless_all_dead,
-)
+from ppl.kernels.resampling.inverse_cdf import check_arguments, relative_weights, spacing_bits, unless_all_dead
+from ppl.kernels.resampling.residual import lay_out, split_expected
 
 __all__ = ["conditional_residual"]
-
-_WHOLE = 2.0**-22  # relative distance at which a number counts as whole, as in `residual`
 
 
 def conditional_residual(
@@ -52,21 +42,10 @@ def conditional_residual(
     retained = check_retained(retained, log_weights.shape[0])
     key_copy, key_draws, key_shuffle = jax.random.split(key, 3)
     weights, alive = relative_weights(log_weights)
-    expected = weights * (num / jnp.maximum(total_of_columns(weights), 1))  # the sum is >= 1 while one lives
-    nearest = jnp.round(expected)
-    expected = jnp.where(jnp.abs(expected - nearest) <= expected * _WHOLE, nearest, expected)
-    copies = jnp.floor(expected)
-    remainders = expected - copies
-    remainders = jnp.where(jnp.any(remainders > 0), remainders, weights)
-
+    expected, copies, remainders = split_expected(weights, num)
     u = jax.random.uniform(key_copy, dtype=jnp.float32)
     is_copy = u * element(expected, retained) < element(copies, retained)  # (1)
     free = num - 1 + is_copy.astype(jnp.int32)  # how many ancestors are laid out: without the pinned draw, (2)
-    copied = prefix_sum_whole(copies.astype(jnp.int32))
-    rest = jnp.maximum(free - copied[-1, -1], 0)
-    sums = scaled_prefix_sum(remainders, rest)
-    points = sorted_points(jax.random.bits(key_draws, (num + 1,), jnp.uint32), rest)
-    drawn = jnp.where(sums[0] == rest, rest, count_below(points, sums, num + 1, num))
-    ancestors = fill(jnp.minimum(copied + drawn, free), num)
+    ancestors = lay_out(spacing_bits(key_draws, num), copies, remainders, free)
     place = jnp.where(is_copy, jnp.argmax(ancestors == retained), num - 1)
     return pin(key_shuffle, unless_all_dead(ancestors, alive, log_weights.shape[0]), place, retained)

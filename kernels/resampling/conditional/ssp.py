@@ -34,7 +34,7 @@ __all__ = ["conditional_ssp"]
 
 _ALL_BITS = (1 << 31) - 1
 
-_Columns = Int32[Array, "columns rows"]
+_Whole = Int32[Array, " n"]
 _Odds = tuple[Float[Array, "*shape"], Float[Array, "*shape"]]  # a and b of a probability a / b
 
 
@@ -78,7 +78,7 @@ def _hits(u: Float[Array, "*shape"], odds: _Odds) -> Bool[Array, "*shape"]:
     return u * odds[1] < odds[0]
 
 
-def _up_odds(whole: _Columns, fraction: _Columns, before: _Columns, retained: Int32[Array, ""]) -> _Odds:
+def _up_odds(whole: _Whole, fraction: _Whole, before: _Whole, retained: Int32[Array, ""]) -> _Odds:
     """The probability (1) that the retained particle is rounded up."""
     fraction, before = element(fraction, retained), element(before, retained)
     copies = element(whole, retained) - element(whole, retained - 1) - (fraction < before)
@@ -86,7 +86,7 @@ def _up_odds(whole: _Columns, fraction: _Columns, before: _Columns, retained: In
     return rest * (copies + 1), copies + rest
 
 
-def _bound_odds(fraction: _Columns, before: _Columns, retained: Int32[Array, ""], up: Bool[Array, ""]) -> _Odds:
+def _bound_odds(fraction: _Whole, before: _Whole, retained: Int32[Array, ""], up: Bool[Array, ""]) -> _Odds:
     """The probabilities (2), at the retained particle, and (3), elsewhere."""
     crosses = fraction < before
     stays, possible = step_odds(fraction, before)
@@ -94,26 +94,19 @@ def _bound_odds(fraction: _Columns, before: _Columns, retained: Int32[Array, ""]
     stays_and_up = stays * _mass(fraction, up)
     at_retained = stays_and_up, stays_and_up + leaves
     behind = jnp.where(crosses == up, stays, 0.0), possible * _mass(before, up)
-    here = _index(fraction) == retained
+    here = jnp.arange(fraction.shape[0]) == retained
     return tuple(jnp.where(here, x, y) for x, y in zip(at_retained, behind, strict=True))
 
 
-def _mass(fraction: _Columns, up: Bool[Array, ""]) -> Float[Array, "columns rows"]:
+def _mass(fraction: _Whole, up: Bool[Array, ""]) -> Float[Array, " n"]:
     """m_i(b): the probability that the pending particle is rounded the way b."""
     return (jnp.where(up, fraction, _ALL_BITS - fraction).astype(jnp.float32) + ~up) * 2.0**-31
 
 
-def _join(
-    free: Bool[Array, "columns rows"], bound: Bool[Array, "columns rows"], retained: Int32[Array, ""]
-) -> Bool[Array, "columns rows"]:
+def _join(free: Bool[Array, " n"], bound: Bool[Array, " n"], retained: Int32[Array, ""]) -> Bool[Array, " n"]:
     """Take the bits that the condition speaks of from `bound`, the others from `free`."""
-    index = _index(free)
+    index = jnp.arange(free.shape[0])
     stays = element(bound, retained)
     first = jnp.min(jnp.where(bound & (index > retained), index, free.size))  # J
     last = jnp.where(stays, first, retained)
     return jnp.where((index >= retained) & (index <= last), bound, free)
-
-
-def _index(values: Array) -> _Columns:
-    columns, rows = values.shape
-    return jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns).T

@@ -24,7 +24,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from benchmarks.baselines.resamplers import jax_peers, missing, numpy_peers
-from benchmarks.timing import machine, side_by_side
+from benchmarks.timing import machine
 from ppl.kernels.resampling import RESAMPLERS
 from ppl.kernels.weights import summarize
 
@@ -67,14 +67,25 @@ def bandwidth() -> float:
 
 
 def timed(ways: dict[str, Callable[[int], object]]) -> dict[str, list[float]]:
-    """Time the ways in turns, as often as the time allows, 5 to 60 times."""
+    """Time the ways in turns, as often as the time allows, 5 to 60 times.
+
+    A call that is not timed comes before each that is: what a side leaves behind (a callback's thread, cold caches)
+    made the next side's call of a few microseconds twice as slow.
+    """
     for run in ways.values():
         jax.block_until_ready(run(0))
     start = time.perf_counter()
     for run in ways.values():
         jax.block_until_ready(run(0))
-    repeats = int(np.clip(SECONDS / (time.perf_counter() - start), 5, 60))
-    return side_by_side(ways, repeats)
+    repeats = int(np.clip(SECONDS / (2 * (time.perf_counter() - start)), 5, 60))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(1, repeats + 1):
+        for name, run in ways.items():
+            jax.block_until_ready(run(repeat))
+            start = time.perf_counter()
+            jax.block_until_ready(run(repeat))
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def ratio(times: list[float], others: list[float]) -> float:

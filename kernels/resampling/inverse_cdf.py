@@ -21,8 +21,8 @@ Independent points instead of one in each unit interval, both without a sort:
     (4)  m ordered uniform points of [0, m) are V_k = m (E_1 + .. + E_k) / (E_1 + .. + E_(m+1)), E_k exponential
          variables; they are prefix sums as in (1). E = -log v with v in (0, 1] on a grid of 2^-31: v is never
          zero, so that no E is infinite.
-    (5)  N_i = #{V_k < P_i}: a CPU merges the two ordered sequences, one comparison after the other. Elsewhere, and
-         for queries that are not in order, the points of the unit interval that P_i lies in are found by (3), and a
+    (5)  N_i = #{V_k < P_i}: a CPU walks through the two ordered sequences. Elsewhere, and for queries that are not
+         in order, the points of the unit interval that P_i lies in are found by (3), and a
          bisection among these few ends after about log2 log m steps.
 
 What remains is the rounding of the weights: w_i has in float32 a relative error of about (2 + |l_i - max l|)
@@ -30,6 +30,7 @@ What remains is the rounding of the weights: w_i has in float32 a relative error
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -216,10 +217,14 @@ def place(points: FixedPoint, sums: FixedPoint, num: int) -> Int32[Array, " m"]:
         particle that reaches it.
     """
 
+    def walk(points: FixedPoint, sums: FixedPoint) -> Int32[Array, " m"]:
+        endless = jnp.where(_reaches_last(sums), jnp.iinfo(jnp.int32).max, sums[0]), sums[1]
+        return _walk(points, endless, lambda point, sum_: ~_less(point, sum_))
+
     def search(points: FixedPoint, sums: FixedPoint) -> Int32[Array, " m"]:
         return fill(count_points(points, sums, points[0].shape[0], num), points[0].shape[0])
 
-    return lax.platform_dependent(points, sums, cpu=lambda *x: _merge(*x)[0], default=search)
+    return lax.platform_dependent(points, sums, cpu=walk, default=search)
 
 
 def count_points(points: FixedPoint, sums: FixedPoint, count: int | Int32[Array, ""], num: int) -> Int32[Array, " n"]:
@@ -234,8 +239,13 @@ def count_points(points: FixedPoint, sums: FixedPoint, count: int | Int32[Array,
     Returns:
         Shape (n,): the number of points below the sum; `count` where the last sum is reached.
     """
+
+    def walk(points: FixedPoint, sums: FixedPoint) -> Int32[Array, " n"]:
+        endless = tuple(jnp.append(x, end) for x, end in zip(points, (jnp.int32(num), jnp.uint32(0)), strict=True))
+        return _walk(sums, endless, lambda sum_, point: _less(point, sum_))
+
     search = functools.partial(search_points, num=num)
-    counts = lax.platform_dependent(points, sums, cpu=lambda *x: _merge(*x)[1], default=search)
+    counts = lax.platform_dependent(points, sums, cpu=walk, default=search)
     return jnp.where(_reaches_last(sums), count, counts)
 
 
@@ -243,24 +253,26 @@ def _reaches_last(sums: FixedPoint) -> Bool[Array, " n"]:
     return (sums[0] == sums[0][-1]) & (sums[1] == sums[1][-1])
 
 
-def _merge(points: FixedPoint, sums: FixedPoint) -> tuple[Int32[Array, " m"], Int32[Array, " n"]]:
-    """Walk through points and sums in their common order. Counts after the first that reaches the last sum are 0."""
-    num_points, num_sums = points[0].shape[0], sums[0].shape[0]
-    last = jnp.argmax(_reaches_last(sums)).astype(jnp.int32)
+def _less(x: FixedPoint, y: FixedPoint) -> Bool[Array, "*shape"]:
+    return x[0] < y[0] + (x[1] < y[1]).astype(jnp.int32)
 
-    def step(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        k, i, placed, counts = state
-        whole, part = (x.at[k].get(mode="promise_in_bounds") for x in points)
-        to_whole, to_part = (x.at[i].get(mode="promise_in_bounds") for x in sums)
-        below = (whole < to_whole) | ((whole == to_whole) & (part < to_part)) | (i == last)
-        placed = lax.dynamic_update_slice(placed, i[None], (k,))
-        counts = lax.dynamic_update_slice(counts, k[None], (i,))
-        advance = below.astype(jnp.int32)
-        return jnp.minimum(k + advance, num_points - 1), i + 1 - advance, placed, counts
 
-    zero = jnp.int32(0)
-    state = zero, zero, jnp.zeros(num_points, jnp.int32), jnp.zeros(num_sums, jnp.int32)
-    return lax.fori_loop(0, num_points + num_sums, step, state)[2:]
+def _walk(values: FixedPoint, others: FixedPoint, passes: Callable) -> Int32[Array, " v"]:
+    """Count for each value how many of the others it passes: all before the first that it does not, which there is."""
+
+    def step(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, counts = state
+        value = _at(values, k)
+        i = lax.while_loop(lambda i: passes(value, _at(others, i)), lambda i: i + 1, i)
+        return i, lax.dynamic_update_slice(counts, i[None], (k,))
+
+    n = values[0].shape[0]
+    return lax.fori_loop(0, n, step, (jnp.int32(0), jnp.zeros(n, jnp.int32)))[1]
+
+
+def _at(values: FixedPoint, index: Int32[Array, ""]) -> FixedPoint:
+    whole, part = (x.at[index].get(mode="promise_in_bounds") for x in values)
+    return whole, part
 
 
 def search_points(points: FixedPoint, queries: FixedPoint, num: int) -> Int32[Array, "*shape"]:

@@ -39,6 +39,7 @@ bench-kernels: $(INSTALLED_KERNELS)
 
 weights: $(INSTALLED)
 	@$(BIN) scripts/fetch_smollm2.py
+	@$(BIN) scripts/fetch_minilm.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,161 @@
+"""Constraints on a text as a whole, closed under and, or, not: `Regex`, `Choice` and their combinations.
+
+A constraint is a set of texts. `a & b` is the intersection, `a | b` the union, `~a` the complement among all texts.
+Tokens play no part in it: a text is a string of characters, and every sequence of tokens whose bytes spell it counts.
+Bytes that are not UTF-8, a character that is cut off at the end included, are no text and satisfy nothing, `~a`
+neither; nor does a text with the noncharacter U+10FFFF.
+
+Automata for the 49,152 tokens of SmolLM2, on one core, are listed in the README of this folder's package.
+"""
+
+import abc
+import dataclasses
+import functools
+
+from ppl.models.constraints.automaton import Automaton, over_tokens
+from ppl.models.constraints.byte_automaton import ByteAutomaton, from_strings, product
+from ppl.models.constraints.patterns import ANY, automaton_of, emit, parse, set_pattern
+from ppl.models.constraints.vocabulary import Vocabulary
+
+__all__ = ["Choice", "Constraint", "Regex"]
+
+
+class Constraint(abc.ABC):
+    """A set of texts. Constraints are equal, and hashed, by what they were built from."""
+
+    @property
+    @abc.abstractmethod
+    def language(self) -> ByteAutomaton:
+        """The automaton over bytes, the smallest there is."""
+
+    def compile(self, vocabulary: Vocabulary) -> Automaton:
+        """The constraint over the tokens of a vocabulary.
+
+        Args:
+            vocabulary: what the tokens write.
+
+        Returns:
+            The automaton, on JAX's default device; kept for the next call with an equal constraint and vocabulary.
+        """
+        return _compile(self, vocabulary)
+
+    def matches(self, text: str) -> bool:
+        """Whether a text satisfies the constraint."""
+        return self.language.accepts(text.encode(errors="surrogatepass"))
+
+    def __and__(self, other: "Constraint") -> "Constraint":
+        return _Both(self, other) if isinstance(other, Constraint) else NotImplemented
+
+    def __or__(self, other: "Constraint") -> "Constraint":
+        return _Either(self, other) if isinstance(other, Constraint) else NotImplemented
+
+    def __invert__(self) -> "Constraint":
+        return _Not(self)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(constraint: Constraint, vocabulary: Vocabulary) -> Automaton:
+    return over_tokens(constraint.language, vocabulary)
+
+
+@functools.lru_cache(maxsize=256)
+def _automaton_of(pattern: str) -> ByteAutomaton:
+    return automaton_of(pattern)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regex(Constraint):
+    r"""The texts that a regular expression matches as a whole, as `re.fullmatch` has it.
+
+    Attributes:
+        pattern: in the syntax of Python's `re`. Look-around, back-references, possessive and atomic groups cannot be
+            had, nor anchors but at the edges, where they change nothing.
+
+    Raises:
+        ValueError: a pattern that Python refuses or that is not regular.
+
+    Example:
+        >>> Regex(r"(Apples|Pears)\.").matches("Pears.")
+        True
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise TypeError(f"`pattern` must be a string, got {type(self.pattern).__name__}.")
+        _ = self.language
+
+    @functools.cached_property
+    def language(self) -> ByteAutomaton:
+        """The automaton over bytes."""
+        alternatives, flags = parse(self.pattern)
+        try:
+            return _automaton_of(emit(alternatives, flags))
+        except ValueError as error:
+            raise ValueError(f"`pattern` {self.pattern!r} cannot be compiled: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Constraint):
+    """One of some strings.
+
+    Attributes:
+        strings: the texts, at least one; a tuple after construction.
+
+    Raises:
+        ValueError: no string, or one that cannot be written in UTF-8.
+
+    Example:
+        >>> (Choice(["yes", "no"]) & ~Choice(["no"])).matches("no")
+        False
+    """
+
+    strings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strings, str):
+            raise TypeError(f"`strings` must be a sequence of strings, got the string {self.strings!r}.")
+        object.__setattr__(self, "strings", tuple(self.strings))
+        if not self.strings:
+            raise ValueError("`strings` is empty: give at least one string to choose.")
+        for string in self.strings:
+            if not isinstance(string, str):
+                raise TypeError(f"`strings` must hold strings, got {string!r}.")
+            if any(0xD800 <= ord(one) < 0xE000 or one == "\U0010ffff" for one in string):
+                raise ValueError(f"`strings` holds {string!r}, which has a surrogate or U+10FFFF: no text has them.")
+
+    @functools.cached_property
+    def language(self) -> ByteAutomaton:
+        """The automaton over bytes."""
+        return from_strings(string.encode() for string in self.strings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Both(Constraint):
+    first: Constraint
+    second: Constraint
+
+    @functools.cached_property
+    def language(self) -> ByteAutomaton:
+        return product(self.first.language, self.second.language, union=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Either(Constraint):
+    first: Constraint
+    second: Constraint
+
+    @functools.cached_property
+    def language(self) -> ByteAutomaton:
+        return product(self.first.language, self.second.language, union=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Not(Constraint):
+    constraint: Constraint
+
+    @functools.cached_property
+    def language(self) -> ByteAutomaton:
+        every_text = _automaton_of(f"{set_pattern(ANY)}*")
+        return product(self.constraint.language.complement(), every_text, union=False)

@@ -12,6 +12,8 @@ from ppl.errors import MisplacedSite as MisplacedSite
 from ppl.errors import ProgramError as ProgramError
 from ppl.errors import SiteTypeError as SiteTypeError
 from ppl.errors import SiteValueError as SiteValueError
+from ppl.host import HostError as HostError
+from ppl.host import host as host
 from ppl.infer import infer as infer
 from ppl.posterior import Posterior as Posterior
 from ppl.process import Process as Process
@@ -26,6 +28,8 @@ from ppl.statements import deterministic as deterministic
 from ppl.statements import factor as factor
 from ppl.statements import observe as observe
 from ppl.statements import sample as sample
+from ppl.targets import Target as Target
+from ppl.targets import guide as guide
 from ppl.trace import Trace as Trace
 from ppl.trace import log_density as log_density
 from ppl.trace import simulate as simulate

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ppl.draws import as_key
 from ppl.errors import AllParticlesDied, InvalidWeight
+from ppl.host import HostError, failures
 from ppl.posterior import Outcome, Posterior
 from ppl.program import as_program
 from ppl.runners import is_traced
@@ -42,6 +43,7 @@ def infer(
 
     Raises:
         InvalidWeight: a living particle's weight became NaN or +inf; names the site and the step.
+        HostError: a host function raised, or did not return one log-weight for each particle.
         AllParticlesDied: every particle has weight zero; names the sites that killed them and the step.
         SiteValueError: `keep` names what is not a site.
     """
@@ -56,9 +58,15 @@ def infer(
     }
     if state is not None:
         options["state"] = state
+    failures(clear=True)
     posterior = algorithm(program, key, **options)
     status = posterior.status
-    if is_traced(status) or jnp.ndim(status.code) or int(status.code) == Outcome.OK:
+    if is_traced(status) or jnp.ndim(status.code):
+        return posterior
+    outcome = int(status.code)
+    for site, error in failures(clear=True):
+        raise HostError(f"the host function of {site!r} failed: {type(error).__name__}: {error}") from error
+    if outcome == Outcome.OK:
         return posterior
     raise _failure(program, algorithm, key, posterior)
 

@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ppl.control_flow import scan
-from ppl.program import Program, as_program
+from ppl.program import as_program
 from ppl.staging import current_staging, scope, staging_options
 from ppl.statements import sample
+from ppl.targets import Combination, Target
 
-__all__ = ["Process", "generate"]
+__all__ = ["Process", "generate", "unfold"]
 
 
-class Process(abc.ABC):
+class Process(Target):
     """A generation that unfolds in at most `num_steps` steps. Subclasses define the methods below."""
 
     num_steps: int
@@ -59,14 +60,51 @@ class Process(abc.ABC):
         """Return the texts of a value with a leading particle axis; None for processes that write none."""
         del value
 
-    def program(self) -> Program:
-        """Return the process as a program that returns the value."""
-        writes = type(self).texts is not Process.texts
-        return Program(_unfold, (self,), decode=self.texts if writes else None)
+    # What targets ask of a process.
+
+    def running(self, state: Any, path, step) -> Any:
+        """Return the state as twists and proposals see it.
+
+        Args:
+            state: the state before step `step`.
+            path: what was drawn so far, `[num_steps, ...]`; entries from `step` on mean nothing.
+            step: how many steps were made.
+        """
+        del path, step
+        return state
+
+    def unfolds_like(self) -> dict[str, Any]:
+        """Return what must be equal in processes that are multiplied, by name."""
+        return {"process": type(self).__name__, "steps": self.num_steps}
+
+    def path_type(self) -> tuple[tuple[int, ...], Any]:
+        """Return shape `[num_steps, ...]` and dtype of all that is drawn."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its steps draw, see `Process.path_type`.")
+
+    def bind(self, constraint: Any, require_end: bool) -> Any:
+        """Return a constraint made for this process's values.
+
+        Raises:
+            ValueError: the process cannot be constrained, or no value within its budget satisfies the constraint.
+        """
+        raise ValueError(f"{self!r} cannot be constrained by {constraint!r}: it draws no tokens.")
+
+    def budget_after(self, step, require_end: bool):
+        """Return how many more text tokens may follow the one that is drawn at a step, int32."""
+        return self.num_steps - 1 - step - int(require_end)
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether values can be read as texts."""
+        return type(self).texts is not Process.texts
+
+    def combination(self) -> Combination:
+        """Return the process as a target: itself, to the power 1."""
+        return Combination(((self, 1.0),))
 
 
-def _unfold(process: Process):
-    """The program of every process."""
+def unfold(process: Process):
+    """The program of every process that stands alone."""
 
     def step(state, t):
         with staging_options(internal=True):

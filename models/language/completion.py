@@ -76,9 +76,49 @@ class Completion(Process):
         is_text = jnp.arange(self.num_steps) < state["length"]
         return {"tokens": jnp.where(is_text, path, self.lm.padding_token), "length": state["length"]}
 
-    def texts(self, value) -> list[str]:
-        """Return the texts of a value with a leading particle axis."""
-        return self.lm.decode(value["tokens"], length=value["length"])
+    @property
+    def texts(self):
+        """The function that reads values with a leading particle axis; the language model's, whatever the prompt."""
+        return self.lm.read
+
+    def running(self, state, path, step) -> dict[str, Any]:
+        """Return the text so far like a value, and the network's last hidden state, `(width,)`."""
+        del step
+        return self.finish(state, path) | {"hidden": state["text"].hidden}
+
+    def unfolds_like(self) -> dict[str, Any]:
+        """Return what must be equal in completions that are multiplied; their prompts and models may differ."""
+        return {
+            "process": "tokens",
+            "vocabulary": _Vocabulary(self.lm),
+            "end tokens": self.lm.end_tokens,
+            "max_tokens": self.num_steps,
+        }
+
+    def path_type(self):
+        """Return shape and dtype of all that is drawn."""
+        return (self.num_steps,), jnp.int32
+
+    def bind(self, constraint, require_end: bool):
+        """Return a constraint compiled for the vocabulary, and check that some completion can satisfy it."""
+        from ppl.models.constraints.automaton import check_reachable  # needs outlines-core, plain text does not
+
+        automaton = constraint.compile(self.lm.byte_vocabulary)
+        check_reachable(automaton, self.num_steps - int(require_end))
+        return automaton
 
     def __repr__(self) -> str:
         return f"<Completion of {self.lm.tokenizer.decode(self.prompt)!r}, at most {self.num_steps} tokens>"
+
+
+class _Vocabulary:
+    """A model's tokens, compared by their texts and printed in a few words."""
+
+    def __init__(self, lm: LanguageModel):
+        self.lm = lm
+
+    def __eq__(self, other):
+        return self.lm is other.lm or self.lm.vocabulary == other.lm.vocabulary
+
+    def __str__(self) -> str:
+        return f"{self.lm.vocab_size} tokens of {self.lm!r}"

@@ -181,6 +181,10 @@ class LanguageModel:
         kept = array[: ends[0]] if ends.size else array
         return self.tokenizer.decode(kept.tolist(), skip_special_tokens=False)
 
+    def read(self, value: Mapping[str, ArrayLike]) -> list[str]:
+        """The texts of a completion's values, `{"tokens": int32[N, T], "length": int32[N]}`."""
+        return self.decode(value["tokens"], length=value["length"])
+
     def is_end(self, token: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether a token is one of the end tokens."""
         return jnp.any(token == jnp.asarray(np.array(self.end_tokens, np.int32)))
@@ -189,6 +193,13 @@ class LanguageModel:
     def vocabulary(self) -> list[str]:
         """The text of every token by itself, `V` strings; part of a character reads as the replacement character."""
         return [self.tokenizer.decode([token], skip_special_tokens=False) for token in range(self.vocab_size)]
+
+    @functools.cached_property
+    def byte_vocabulary(self):
+        """The bytes that every token writes, a `ppl.models.constraints.Vocabulary`."""
+        from ppl.models.constraints.vocabulary import vocabulary_of  # only constraints need it
+
+        return vocabulary_of(self.tokenizer, self.vocab_size, self.end_tokens)
 
     # Whole generations.
 

@@ -1,0 +1,63 @@
+"""Products of the laws of one step: the locally optimal proposal of a target.
+
+Categorical laws, with log-probabilities l_i over the same V values and powers b_i:
+
+    F(x) proportional to exp(L(x)),   L(x) = sum_i b_i l_i(x) on the allowed values, -inf elsewhere,            (1)
+
+so that the weight of a draw, sum_i b_i l_i(x) - log F(x) = log sum_y exp L(y), is the same for every x: no proposal
+of one step has less variance. Where a probability is 0, L is -inf, whatever the power: a power of 0 keeps a factor's
+support, and a negative one gives no mass to what the factor forbids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+__all__ = ["product_law", "weighted_log_prob"]
+
+
+def product_law(laws: Sequence[Any], powers: Sequence[Any], signs: Sequence[float], allowed: Any = None) -> Any:
+    """Return the law (1) of a step.
+
+    Args:
+        laws: the processes' distributions, of one type.
+        powers: one for each, scalars, traced or not.
+        signs: the powers as Python numbers; 1 and the sign of others decide what is computed.
+        allowed: bool `[V]`, which values may be drawn; None for all.
+
+    Returns:
+        A distribution of the laws' type: `laws[0]` itself where it stands alone, to the power 1.
+
+    Raises:
+        TypeError: laws that cannot be multiplied.
+    """
+    if not all(isinstance(law, dist.CategoricalLogits | dist.CategoricalProbs) for law in laws):
+        if len(laws) == 1 and signs[0] == 1 and allowed is None:
+            return laws[0]
+        kinds = sorted({type(law).__name__ for law in laws})
+        raise TypeError(f"steps drawn from {', '.join(kinds)} cannot be multiplied, raised to a power or constrained.")
+    total = None
+    for law, power, sign in zip(laws, powers, signs, strict=True):
+        term = _weigh(law.logits, power, sign)
+        total = term if total is None else total + term
+    if allowed is not None:
+        total = jnp.where(allowed, total, -jnp.inf)
+    elif len(laws) == 1 and signs[0] == 1:
+        return laws[0]
+    return type(laws[0])(logits=total)
+
+
+def weighted_log_prob(laws: Sequence[Any], powers: Sequence[Any], signs: Sequence[float], value: Any) -> Any:
+    """Return `sum_i b_i log p_i(value)`, -inf where a factor forbids the value."""
+    terms = [_weigh(law.log_prob(value), *rest) for law, *rest in zip(laws, powers, signs, strict=True)]
+    return sum(terms[1:], terms[0])
+
+
+def _weigh(log_prob: Any, power: Any, sign: float) -> Any:
+    if sign == 1:
+        return log_prob
+    return jnp.where(log_prob == -jnp.inf, -jnp.inf, 0.0 if sign == 0 else power * log_prob)

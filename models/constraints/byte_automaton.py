@@ -46,6 +46,11 @@ class ByteAutomaton:
             state = self.next_state[state, byte]
         return bool(self.accepting[state])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no text belongs to the language; needs the smallest automaton."""
+        return not self.accepting.any()
+
     def minimal(self) -> "ByteAutomaton":
         """The smallest automaton of the same language."""
         columns, byte_class = np.unique(self.next_state, axis=1, return_inverse=True)

@@ -23,7 +23,19 @@ from outlines_core import Index, Vocabulary
 
 from ppl.models.constraints.byte_automaton import ByteAutomaton, from_strings
 
-__all__ = ["ANY", "NOTHING", "CodePoints", "automaton_of", "code_points", "emit", "literal", "parse", "set_pattern"]
+__all__ = [
+    "ANY",
+    "NOTHING",
+    "CodePoints",
+    "automaton_of",
+    "code_points",
+    "difference",
+    "emit",
+    "literal",
+    "parse",
+    "set_pattern",
+    "weight",
+]
 
 CodePoints = tuple[tuple[int, int], ...]  # disjoint inclusive ranges, increasing
 
@@ -126,7 +138,7 @@ def _alternatives(items: list[Any], at_start: bool, at_end: bool) -> list[Altern
 def emit(
     alternatives: Sequence[Alternative],
     flags: int,
-    write_set: Callable[[CodePoints], str] | None = None,
+    write_set: Callable[[CodePoints], str | None] | None = None,
     around: str = "",
 ) -> str:
     """Write a parsed pattern in the common form.
@@ -134,7 +146,7 @@ def emit(
     Args:
         alternatives: as `parse` gives them.
         flags: of `re`, as `parse` gives them.
-        write_set: the pattern of one character of a set; `set_pattern` if not given.
+        write_set: the pattern of one character of a set, None if it has none; `set_pattern` if not given.
         around: what may stand before and after an alternative where it is not anchored.
 
     Returns:
@@ -155,12 +167,12 @@ def emit(
 # The functions below give None for what matches no text, such as `[^\s\S]`: the index cannot have it in a pattern.
 
 
-def _sequence(items: Iterable[Any], flags: int, write_set: Callable[[CodePoints], str]) -> str | None:
+def _sequence(items: Iterable[Any], flags: int, write_set: Callable[[CodePoints], str | None]) -> str | None:
     written = [_item(operation, argument, flags, write_set) for operation, argument in items]
     return None if None in written else "".join(written)
 
 
-def _item(operation: Any, argument: Any, flags: int, write_set: Callable[[CodePoints], str]) -> str | None:
+def _item(operation: Any, argument: Any, flags: int, write_set: Callable[[CodePoints], str | None]) -> str | None:
     if operation in (codes.LITERAL, codes.NOT_LITERAL, codes.IN, codes.ANY):
         points = _set_of(operation, argument, flags)
         return write_set(points) if points else None
@@ -241,6 +253,11 @@ def code_points(ranges: Iterable[tuple[int, int]]) -> CodePoints:
     return _intersection(tuple(merged), ANY)
 
 
+def difference(first: CodePoints, second: CodePoints) -> CodePoints:
+    """The characters of one set that are not in another."""
+    return _intersection(first, _complement(second))
+
+
 def _intersection(first: CodePoints, second: CodePoints) -> CodePoints:
     pairs = ((max(a, c), min(b, d)) for a, b in first for c, d in second)
     return tuple((low, high) for low, high in pairs if low <= high)
@@ -263,3 +280,25 @@ def set_pattern(points: CodePoints) -> str:
 def literal(text: str) -> str:
     """The pattern of one text."""
     return "".join(set_pattern(code_points([(ord(character), ord(character))])) for character in text)
+
+
+def weight(alternatives: Sequence[Alternative]) -> int:
+    """About how many states the automaton of a parsed pattern takes, where it does not grow exponentially."""
+    return sum(_weight(items) for _, items, _ in alternatives)
+
+
+def _weight(items: Iterable[Any]) -> int:
+    total = 0
+    for operation, argument in items:
+        if operation is codes.BRANCH:
+            total += sum(_weight(branch) for branch in argument[1])
+        elif operation is codes.SUBPATTERN:
+            total += _weight(argument[3])
+        elif operation in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            least, most, inner = argument
+            total += max(least if most is codes.MAXREPEAT else most, 1) * _weight(inner)
+        elif operation is codes.IN and any(kind is codes.CATEGORY for kind, _ in argument):
+            total += 100
+        else:
+            total += 1 if operation is codes.LITERAL else 10
+    return total

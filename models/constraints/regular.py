@@ -14,10 +14,12 @@ import functools
 
 from ppl.models.constraints.automaton import Automaton, over_tokens
 from ppl.models.constraints.byte_automaton import ByteAutomaton, from_strings, product
-from ppl.models.constraints.patterns import ANY, automaton_of, emit, parse, set_pattern
+from ppl.models.constraints.patterns import ANY, automaton_of, emit, parse, set_pattern, weight
 from ppl.models.constraints.vocabulary import Vocabulary
 
 __all__ = ["Choice", "Constraint", "Regex"]
+
+_MOST_STATES = 100_000  # estimated
 
 
 class Constraint(abc.ABC):
@@ -90,6 +92,11 @@ class Regex(Constraint):
     def language(self) -> ByteAutomaton:
         """The automaton over bytes."""
         alternatives, flags = parse(self.pattern)
+        if weight(alternatives) > _MOST_STATES:
+            raise ValueError(
+                f"`pattern` {self.pattern!r} needs an automaton of about {weight(alternatives)} states; at most "
+                f"{_MOST_STATES} are built. Lower its counts."
+            )
         try:
             return _automaton_of(emit(alternatives, flags))
         except ValueError as error:

@@ -25,7 +25,8 @@ summed beside the target's, and log p - log q is the importance weight of the dr
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,24 +91,11 @@ def sample_tokens(
         >>> draw.token.tolist(), [round(float(x[0]), 4) for x in draw[1:]]
         ([1], [-0.6931, 0.0, 0.6931])
     """
-    logits = _as_logits(logits, "logits")
-    batch = logits.shape[:-1]
+    logits, mask, temperature = check_arguments(logits, mask, temperature)
     if proposal_logits is not None:
         proposal_logits = _fit(_as_logits(proposal_logits, "proposal_logits"), logits.shape, "proposal_logits")
-    if mask is not None:
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool:
-            raise TypeError(f"`mask` must be boolean, True where a token may be drawn; got {mask.dtype}.")
-        mask = _fit(mask, logits.shape, "mask")
-    temperature = _as_temperature(temperature, batch)
-
-    arguments = (_uniforms(key, (*batch, 2)), logits, mask, temperature, proposal_logits)
-    ranks = (1, 1, 1, 0, 1)  # of one row's
-    axes = [None if x is None or x.ndim == rank else 0 for x, rank in zip(arguments, ranks, strict=True)]
-    draw = _draw
-    for _ in batch:
-        draw = jax.vmap(draw, axes)
-    return draw(*arguments)
+    uniforms = draw_uniforms(key, logits.shape[:-1])
+    return map_rows(_draw, (1, 1, 1, 0, 1), (uniforms, logits, mask, temperature, proposal_logits))
 
 
 @jax.jit
@@ -162,7 +150,34 @@ def token_log_prob(logits: Float[Array, "*batch V"], token: Int[Array, "*shape"]
     return _log_prob(chosen, jnp.broadcast_to(top, shape), jnp.broadcast_to(log_total, shape))
 
 
-class _BlockSums(NamedTuple):
+def check_arguments(
+    logits: Float[Array, "*batch V"], mask: Bool[ArrayLike, "*#batch V"] | None, temperature: ArrayLike
+) -> tuple[Array, Array | None, Array | None]:
+    """Check what `sample_tokens` is given; a temperature of 1 becomes None."""
+    logits = _as_logits(logits, "logits")
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"`mask` must be boolean, True where a token may be drawn; got {mask.dtype}.")
+        mask = _fit(mask, logits.shape, "mask")
+    return logits, mask, _as_temperature(temperature, logits.shape[:-1])
+
+
+def draw_uniforms(key: PRNGKeyArray | UInt32[Array, "2"], batch: tuple[int, ...]) -> Float[Array, "*batch 2"]:
+    """Draw every row's u_0 and u_1, on the multiples of 2^-24 in [0, 1)."""
+    return (jax.random.bits(key, (*batch, 2), "uint32") >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def map_rows(function: Callable[..., Any], ranks: tuple[int, ...], arguments: tuple[Array | None, ...]) -> Any:
+    """Map a function of one row's arguments, of these ranks, over the rows; what has that rank is shared by all."""
+    batch = max(x.ndim - rank for x, rank in zip(arguments, ranks, strict=True) if x is not None)
+    axes = [None if x is None or x.ndim == rank else 0 for x, rank in zip(arguments, ranks, strict=True)]
+    for _ in range(batch):
+        function = jax.vmap(function, axes)
+    return function(*arguments)
+
+
+class BlockSums(NamedTuple):
     """A row of logits, summed up by blocks.
 
     Attributes:
@@ -178,25 +193,36 @@ class _BlockSums(NamedTuple):
     log_total: Float[Array, ""]
 
 
-def _sum_blocks(logits: Float[Array, " V"], temperature: Float[Array, ""] | None = None) -> _BlockSums:
-    """Sum the weights block by block, (1) and (2)."""
+def sum_blocks(logits: Float[Array, " V"], temperature: Float[Array, ""] | None = None) -> tuple[Array, Array]:
+    """Sum the weights of a row block by block, (1): all m_b and s_b, each of shape (B,)."""
     width = block_width(logits.shape[0])
     table = jnp.pad(logits, (0, -logits.shape[0] % width), constant_values=-jnp.inf).reshape(-1, width)
-    wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
-    maximum = jax.lax.stop_gradient(jnp.max(wide, axis=-1))
+    return sum_table(table.astype(jnp.promote_types(table.dtype, jnp.float32)), temperature)
+
+
+def sum_table(table: Float[Array, "B width"], temperature: Float[Array, ""] | None) -> tuple[Array, Array]:
+    """Find the largest logit of every block, without derivatives, and the sum relative to it, (1)."""
+    maximum = jax.lax.stop_gradient(jnp.max(table, axis=-1))
     reference = jnp.where(jnp.isfinite(maximum), maximum, 0)
-    sums = jnp.sum(jnp.exp(_cool(wide - reference[:, None], temperature)), axis=-1)  # (1)
+    return maximum, jnp.sum(jnp.exp(_cool(table - reference[:, None], temperature)), axis=-1)
+
+
+def join_blocks(
+    maximum: Float[Array, " B"], sums: Float[Array, " B"], temperature: Float[Array, ""] | None = None
+) -> BlockSums:
+    """Bring the sums of all blocks to one scale, (2)."""
+    reference = jnp.where(jnp.isfinite(maximum), maximum, 0)
     top = jnp.max(jnp.where(jnp.isfinite(maximum), maximum, -jnp.inf))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    mass = sums * jnp.exp(_cool(jnp.minimum(reference - top, 0), temperature))  # (2)
+    mass = sums * jnp.exp(_cool(jnp.minimum(reference - top, 0), temperature))
     total = jnp.sum(mass)
     log_total = jnp.log(jnp.where(total > 0, total, 1))  # the gradient of log 0 would be NaN
     log_total = jnp.where(total == 0, -jnp.inf, jnp.where(total < jnp.inf, log_total, jnp.nan))
-    return _BlockSums(reference, mass, top, log_total)
+    return BlockSums(reference, mass, top, log_total)
 
 
 def _normalizer(logits: Float[Array, " V"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    sums = _sum_blocks(logits)
+    sums = join_blocks(*sum_blocks(logits))
     return sums.top, sums.log_total
 
 
@@ -212,7 +238,7 @@ def block_width(size: int) -> int:
 
 
 def _invert_row(logits: Float[Array, " V"], uniforms: Float[Array, "*n 2"]) -> Int32[Array, "*n"]:
-    return _invert(_sum_blocks(logits), logits, None, None, uniforms)
+    return _invert(join_blocks(*sum_blocks(logits)), logits, None, None, uniforms)
 
 
 def _draw(
@@ -223,11 +249,24 @@ def _draw(
     proposal_logits: Float[Array, " V"] | None,
 ) -> TokenDraw:
     """Draw the token of one row."""
-    target = proposal = _sum_blocks(logits)
+    target = proposal = join_blocks(*sum_blocks(logits))
     source = logits if proposal_logits is None else proposal_logits
     if mask is not None or temperature is not None or proposal_logits is not None:
         allowed = source if mask is None else jnp.where(mask, source, -jnp.inf)
-        proposal = _sum_blocks(allowed, temperature)
+        proposal = join_blocks(*sum_blocks(allowed, temperature), temperature)
+    return draw_from(target, proposal, uniforms, logits, mask, temperature, source)
+
+
+def draw_from(
+    target: BlockSums,
+    proposal: BlockSums,
+    uniforms: Float[Array, "2"],
+    logits: Float[Array, " V"],
+    mask: Bool[Array, " V"] | None,
+    temperature: Float[Array, ""] | None,
+    source: Float[Array, " V"],
+) -> TokenDraw:
+    """Draw the token of one row whose blocks are summed; `proposal` is `target` if both are one law."""
     token = _invert(proposal, source, mask, temperature, uniforms)
     log_prob = _log_prob(_take(logits, token).astype(target.top.dtype), target.top, target.log_total)
     log_proposal = log_prob
@@ -244,7 +283,7 @@ def _draw(
 
 
 def _invert(
-    sums: _BlockSums,
+    sums: BlockSums,
     logits: Float[Array, " V"],
     mask: Bool[Array, " V"] | None,
     temperature: Float[Array, ""] | None,
@@ -279,11 +318,6 @@ def _cool(values: Array, temperature: Float[Array, ""] | None) -> Array:
 
 def _take(values: Array, index: Int32[Array, "*n"]) -> Array:
     return jnp.take(values, index, axis=0, mode="clip")
-
-
-def _uniforms(key: Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Draw numbers on the multiples of 2^-24 in [0, 1)."""
-    return (jax.random.bits(key, shape, "uint32") >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def _as_logits(logits: ArrayLike, name: str) -> Float[Array, "*batch V"]:

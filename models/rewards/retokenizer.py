@@ -1,14 +1,18 @@
-"""From a language model's tokens to a sentence encoder's pieces, on the device and approximately.
+"""From a language model's tokens to a sentence encoder's pieces: exactly by way of the text, or by table on the device.
 
-An exact map goes by way of the text, and its pieces depend on whole words. This one looks up each token in a table, in
-one of two forms: as the start of a word, or, where the token goes on with the word that the token before it ended in,
-as its continuation. It is exact for texts whose words are one token each, which are most in English. It differs
+An exact map goes by way of the text, and its pieces depend on whole words. `Retokenizer` leaves the device for it: it
+decodes and cuts the texts on the host, once for all particles, and hands the pieces back. `ApproximateRetokenizer`
+stays on the device and looks up each token in a table, in one of two forms: as the start of a word, or, where the token
+goes on with the word that the token before it ended in, as its continuation. That is exact for texts whose words are
+one token each, and differs
 
-- where a word of several tokens is cut at other places by the encoder ("un|happ|iness", "un|hap|##piness"),
+- where a word of several tokens is cut at other places by the encoder ("app|les" becomes "app|##les", not "apples"),
 - where a character is spread over several tokens: it is lost,
 - where a token has more pieces than the table holds: the last are lost.
 
-Measured with SmolLM2 and all-MiniLM-L6-v2 on 40 English sentences (tests/models/test_sentence_encoder.py).
+Measured with SmolLM2 and all-MiniLM-L6-v2 on twenty opening sentences of novels: eleven come out in the same pieces;
+the cosine between the approximate and the exact vector is 0.92 on average and 0.49 at worst; the similarity to three
+reference sentences is off by 0.02 on average and 0.12 at worst.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +30,104 @@ if TYPE_CHECKING:
     from ppl.models.language import LanguageModel
     from ppl.models.rewards.sentence_encoder import SentenceEncoder
 
-__all__ = ["ApproximateRetokenizer"]
+__all__ = ["ApproximateRetokenizer", "Retokenizer"]
 
 _CONTINUES = "##"  # WordPiece writes it before a piece that goes on with a word
+_ROOM = 4  # pieces a token that there is room for, where nothing else is said
 
 
-class ApproximateRetokenizer:
-    """A table from tokens to pieces, and the similarity that it allows on the device.
+class _Map:
+    """A map from tokens to pieces, and the similarity that it allows inside of a program."""
+
+    def __init__(self, encoder: "SentenceEncoder", lm: "LanguageModel"):
+        self._encoder, self._vocab_size = encoder, lm.vocab_size
+        self._room = _ROOM
+
+    def __call__(
+        self, tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""], *, size: int | None = None
+    ) -> tuple[Int[Array, "S"], Int[Array, ""]]:
+        """Map one text's tokens; pure, for use inside `jit`, `vmap` and programs.
+
+        Args:
+            tokens: the text's tokens, and padding.
+            length: how many of them are text.
+            size: S, static, at least 2; None is `4 T + 2` (for a table, T times its pieces and 2), at most the
+                encoder's `max_length`. A smaller one is faster, and cuts longer texts.
+
+        Returns:
+            The pieces with the encoder's markers and padding, and how many of them are real, in [2, S].
+
+        Raises:
+            ValueError: `tokens` is not of rank 1, or `size` is not in [2, `max_length`].
+        """
+        tokens, longest = jnp.asarray(tokens, jnp.int32), self._encoder.max_length
+        if tokens.ndim != 1:
+            raise ValueError(f"`tokens` must have shape (T,), got {tokens.shape}; use jax.vmap for many texts.")
+        size = min(tokens.shape[0] * self._room + 2, longest) if size is None else size
+        if not 2 <= size <= longest:
+            raise ValueError(f"`size` must be in [2, {longest}], got {size}.")
+        return self._map(tokens, jnp.asarray(length, jnp.int32), size)
+
+    def similarity(
+        self, references: Sequence[str], *, size: int | None = None
+    ) -> Callable[[Int[ArrayLike, "T"], Int[ArrayLike, ""]], Float[Array, ""]]:
+        """The nearness to some texts, as a pure function of a completion's `tokens` and `length`.
+
+        Args:
+            references: one string or more.
+            size: as in `__call__`.
+
+        Returns:
+            A function that gives the largest cosine between the text and a reference, float32 in [-1, 1]. As a reward,
+            multiply it by the nats that a cosine of 1 is worth.
+
+        Raises:
+            TypeError: not a list of strings.
+            ValueError: an empty list.
+        """
+        known = jnp.asarray(self._encoder.encode(check_texts(references, "references")))
+
+        def similarity(tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""]) -> Float[Array, ""]:
+            return jnp.max(known @ self._encoder.embed(*self(tokens, length, size=size)))
+
+        return similarity
+
+
+class Retokenizer(_Map):
+    """The exact map, by way of the text: one call of the host for all particles."""
+
+    def __init__(self, encoder: "SentenceEncoder", lm: "LanguageModel"):
+        """Build the map; `SentenceEncoder.retokenizer` does the same.
+
+        Args:
+            encoder: whose pieces are wanted.
+            lm: whose tokens are given.
+        """
+        super().__init__(encoder, lm)
+        self._decode = lm.decode
+
+    def __repr__(self) -> str:
+        return f"Retokenizer({self._vocab_size} tokens, exact, by way of the text)"
+
+    def _map(self, tokens: Int[Array, "T"], length: Int[Array, ""], size: int) -> tuple[Array, Array]:
+        def on_host(tokens: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            # Python alone, no JAX: inside of a callback the device is waiting for us.
+            batch, width = np.shape(length), np.shape(tokens)[-1]
+            rows = np.broadcast_to(np.asarray(tokens), (*batch, width)).reshape(-1, width)
+            texts = self._decode(rows, length=np.asarray(length).reshape(-1))
+            pieces = np.zeros((len(texts), size), np.int32)
+            counts = np.zeros(len(texts), np.int32)
+            for row, encoding in enumerate(self._encoder.tokenizer.encode_batch(texts, add_special_tokens=False)):
+                real = [self._encoder.start_token, *encoding.ids[: size - 2], self._encoder.end_token]
+                pieces[row, : len(real)], counts[row] = real, len(real)
+            return pieces.reshape(*batch, size), counts.reshape(batch)
+
+        shapes = (jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32))
+        return jax.pure_callback(on_host, shapes, tokens, length, vmap_method="broadcast_all")
+
+
+class ApproximateRetokenizer(_Map):
+    """A table from tokens to pieces, each token by itself: all on the device.
 
     Attributes:
         max_pieces: most pieces of a token, K.
@@ -52,7 +147,8 @@ class ApproximateRetokenizer:
         """
         if max_pieces < 1:
             raise ValueError(f"`max_pieces` must be at least 1, got {max_pieces}.")
-        self.max_pieces, self._encoder, self._vocab_size = max_pieces, encoder, lm.vocab_size
+        super().__init__(encoder, lm)
+        self.max_pieces = self._room = max_pieces
         starts, continuations, goes_on, is_open = _pieces(encoder.tokenizer, _token_texts(lm))
         self.num_cut = sum(max(len(a), len(b)) > max_pieces for a, b in zip(starts, continuations, strict=True))
         table = np.full((2, lm.vocab_size, max_pieces), -1, np.int32)
@@ -68,55 +164,9 @@ class ApproximateRetokenizer:
             f"{self.num_cut} of them cut)"
         )
 
-    def __call__(
-        self, tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""], *, size: int | None = None
-    ) -> tuple[Int[Array, "S"], Int[Array, ""]]:
-        """Map one text's tokens; pure, for use inside `jit`, `vmap` and programs.
-
-        Args:
-            tokens: the text's tokens, and padding.
-            length: how many of them are text.
-            size: S, static, at least 2; None is `T * max_pieces + 2`, at most the encoder's `max_length`. A smaller
-                one is faster, and cuts longer texts.
-
-        Returns:
-            The pieces with the encoder's markers and padding, and how many of them are real, in [2, S].
-
-        Raises:
-            ValueError: `tokens` is not of rank 1, or `size` is not in [2, `max_length`].
-        """
-        tokens, longest = jnp.asarray(tokens, jnp.int32), self._encoder.max_length
-        if tokens.ndim != 1:
-            raise ValueError(f"`tokens` must have shape (T,), got {tokens.shape}; use jax.vmap for many texts.")
-        size = min(tokens.shape[0] * self.max_pieces + 2, longest) if size is None else size
-        if not 2 <= size <= longest:
-            raise ValueError(f"`size` must be in [2, {longest}], got {size}.")
+    def _map(self, tokens: Int[Array, "T"], length: Int[Array, ""], size: int) -> tuple[Array, Array]:
         markers = dict(start=self._encoder.start_token, end=self._encoder.end_token)
-        return self._look_up(*self._tables, tokens, jnp.asarray(length, jnp.int32), size=size, **markers)
-
-    def similarity(
-        self, references: Sequence[str], *, size: int | None = None
-    ) -> Callable[[Int[ArrayLike, "T"], Int[ArrayLike, ""]], Float[Array, ""]]:
-        """The nearness to some texts, as a pure function of a completion's `tokens` and `length`.
-
-        Args:
-            references: one string or more.
-            size: as in `__call__`.
-
-        Returns:
-            A function that gives the largest cosine between the text and a reference, in [-1, 1]: on the device, what
-            `SentenceEncoder.similarity` gives exactly on the host.
-
-        Raises:
-            TypeError: not a list of strings.
-            ValueError: an empty list.
-        """
-        known = jnp.asarray(self._encoder.encode(check_texts(references, "references")))
-
-        def similarity(tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""]) -> Float[Array, ""]:
-            return jnp.max(known @ self._encoder.embed(*self(tokens, length, size=size)))
-
-        return similarity
+        return self._look_up(*self._tables, tokens, length, size=size, **markers)
 
 
 def _look_up(

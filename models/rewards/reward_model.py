@@ -253,9 +253,9 @@ class RewardModel:
 
         Returns:
             What `reward` gives for each, float32. N and the number of tokens are rounded up to powers of two, so that
-            calls with as many texts compile anew only where a longer one comes. Made for `ppl.host`; it runs compiled
-            code on the device, so that it must be called between steps of a program and not from a callback inside of
-            one.
+            calls with as many texts compile anew only where a longer one comes. It runs compiled code, which
+            `ppl.host` allows on a CPU; on accelerators, which may not run one program while they wait in another, use
+            `reward` inside of programs.
 
         Raises:
             TypeError: not a list of strings.

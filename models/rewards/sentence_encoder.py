@@ -4,9 +4,12 @@
     encoder.encode(["a cat", "a kitten"])                    float32 [2, 384], on the host
     near = encoder.similarity(["The ship sank."])            texts -> float32 [N], cosines in [-1, 1]
 
-A completion's tokens are another tokenizer's. Exactly, they become this encoder's pieces only by way of their text, on
-the host: `similarity` does that and embeds all texts in one compiled batch. On the device alone
-`approximate_retokenizer` maps token by token, and says how far that is off.
+A completion's tokens are another tokenizer's, and become this encoder's pieces exactly only by way of their text. There
+are three ways:
+
+    encoder.similarity(texts)                                a function of texts, for `ppl.host`
+    encoder.retokenizer(lm).similarity(texts)                a function of tokens: the host cuts, the device embeds
+    encoder.approximate_retokenizer(lm).similarity(texts)    a function of tokens, all on the device; not exact
 
 The model is that of Wang et al. 2020 (MiniLM, arXiv 2002.10957), trained for sentences as Reimers and Gurevych 2019
 (arXiv 1908.10084) propose; its network is in `encoder.py`.
@@ -30,7 +33,7 @@ from ppl.models.rewards.encoder import Encoder, EncoderConfig, build_encoder
 
 if TYPE_CHECKING:
     from ppl.models.language import LanguageModel
-    from ppl.models.rewards.retokenizer import ApproximateRetokenizer
+    from ppl.models.rewards.retokenizer import ApproximateRetokenizer, Retokenizer
 
 __all__ = ["SentenceEncoder"]
 
@@ -185,9 +188,9 @@ class SentenceEncoder:
 
         Returns:
             A Python function from N texts to float32 [N]: the largest cosine between a text and a reference, in
-            [-1, 1]. Made for `ppl.host`; as a reward, multiply it by the nats that a cosine of 1 is worth. It runs
-            compiled code on the device, so that it must be called between steps of a program and not from a callback
-            inside of one, which waits for the same device.
+            [-1, 1]; as a reward, multiply it by the nats that a cosine of 1 is worth. It runs compiled code, which
+            `ppl.host` allows on a CPU; on accelerators, which may not run one program while they wait in another,
+            prefer `retokenizer`.
 
         Raises:
             TypeError: not a list of strings.
@@ -200,6 +203,19 @@ class SentenceEncoder:
 
         return similarity
 
+    def retokenizer(self, lm: "LanguageModel") -> "Retokenizer":
+        """The map from a language model's tokens to this encoder's pieces, exact, by way of the text on the host.
+
+        Args:
+            lm: the language model.
+
+        Returns:
+            The map; its `similarity` gives a reward as a JAX function of a completion's `tokens` and `length`.
+        """
+        from ppl.models.rewards.retokenizer import Retokenizer
+
+        return Retokenizer(self, lm)
+
     def approximate_retokenizer(self, lm: "LanguageModel", *, max_pieces: int = 4) -> "ApproximateRetokenizer":
         """A table from a language model's tokens to this encoder's pieces, for use on the device.
 
@@ -208,7 +224,7 @@ class SentenceEncoder:
             max_pieces: most pieces that a token becomes, K; what is beyond is dropped.
 
         Returns:
-            The map, which is approximate: see `ApproximateRetokenizer`.
+            The map, which is approximate: see `ppl.models.rewards.retokenizer` for where it errs and how much.
         """
         from ppl.models.rewards.retokenizer import ApproximateRetokenizer
 

@@ -2,19 +2,26 @@
 
     p(x_1 .. x_T) = p_0(x_1) prod_t p(x_t | x_(t-1))
 
-It stands in for a language model where an answer must be known exactly.
+It stands in for a language model where an answer must be known exactly. To constraints its tokens are the letters a, b,
+c, ..
 """
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import ArrayLike, Float
 
+from ppl.models.constraints.automaton import check_reachable
+from ppl.models.constraints.bound import BoundAutomaton
+from ppl.models.constraints.vocabulary import Vocabulary
+from ppl.models.language.delimiter import Delimiter
 from ppl.models.language.next_token import NextToken
-from ppl.process import Process
+from ppl.process import NoDelimiter, Process
 
 __all__ = ["MarkovChain"]
 
@@ -75,6 +82,29 @@ class MarkovChain(Process):
     def unfolds_like(self) -> dict[str, Any]:
         """Return what must be equal in chains that are multiplied."""
         return {"process": "tokens", "vocabulary": f"{self.initial_logits.shape[0]} symbols", "steps": self.num_steps}
+
+    def delimit(self, delimiter: int | None):
+        """Return what finds a token that ends a stretch."""
+        if delimiter is None:
+            return NoDelimiter()
+        if not 0 <= delimiter < self.initial_logits.shape[0]:
+            raise ValueError(f"`delimiter` must be a token in [0, {self.initial_logits.shape[0]}), got {delimiter}.")
+        return Delimiter(np.arange(self.initial_logits.shape[0])[None] == np.full((1, 1), delimiter))
+
+    def bind(self, constraint, require_end: bool):
+        """Return a constraint on the letters that the tokens stand for: a, b, c, ..
+
+        Raises:
+            ValueError: there are more tokens than letters, or no path is as the constraint wants it.
+        """
+        del require_end  # a chain always has its full length
+        size = self.initial_logits.shape[0]
+        if size > len(string.ascii_lowercase):
+            raise ValueError(f"{self!r} has more symbols than there are letters to constrain.")
+        letters = tuple(letter.encode() for letter in string.ascii_lowercase[:size])
+        automaton = constraint.compile(Vocabulary(letters))
+        check_reachable(automaton, self.num_steps)
+        return BoundAutomaton(automaton)
 
     def path_type(self):
         """Return shape and dtype of all that is drawn."""

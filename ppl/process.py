@@ -27,7 +27,7 @@ from ppl.staging import current_staging, scope, staging_options
 from ppl.statements import sample
 from ppl.targets import Combination, Target
 
-__all__ = ["Process", "generate", "unfold"]
+__all__ = ["NoDelimiter", "Process", "generate", "unfold"]
 
 
 class Process(Target):
@@ -89,6 +89,18 @@ class Process(Target):
         """
         raise ValueError(f"{self!r} cannot be constrained by {constraint!r}: it draws no tokens.")
 
+    def delimit(self, delimiter: Any) -> Any:
+        """Return what finds a delimiter in the drawn values: `advance(mark, drawn) -> mark` and `complete(mark)`.
+
+        Marks are int32, 0 at the start of a stretch.
+
+        Raises:
+            ValueError: the process knows no such delimiter.
+        """
+        if delimiter is not None:
+            raise ValueError(f"{self!r} cannot be cut at {delimiter!r}: it writes no text.")
+        return NoDelimiter()
+
     def budget_after(self, step, require_end: bool):
         """Return how many more text tokens may follow the one that is drawn at a step, int32."""
         return self.num_steps - 1 - step - int(require_end)
@@ -101,6 +113,19 @@ class Process(Target):
     def combination(self) -> Combination:
         """Return the process as a target: itself, to the power 1."""
         return Combination(((self, 1.0),))
+
+
+class NoDelimiter:
+    """Stretches of equal length."""
+
+    def advance(self, mark, drawn):
+        """Return the mark as it is."""
+        del drawn
+        return mark
+
+    def complete(self, mark):
+        """Return False."""
+        return mark < 0
 
 
 def unfold(process: Process):

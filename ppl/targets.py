@@ -100,6 +100,38 @@ class Target(abc.ABC):
         whole.bound_constraint()  # says now what could only fail later
         return whole
 
+    def by_steps(self, delimiter: Any = None, *, max_steps: int, step_tokens: int) -> Combination:
+        """Generate in stretches, between which particles are resampled; those that have ended wait.
+
+        Args:
+            delimiter: what ends a stretch after the token that completes it, for text a string such as an empty line;
+                None for stretches of `step_tokens` tokens.
+            max_steps: how many stretches there may be. What is not finished by then is cut off.
+            step_tokens: how many tokens a stretch has at most.
+
+        Returns:
+            The target by stretches. Twists and potentials are looked at after each of them.
+        """
+        for name, count in (("max_steps", max_steps), ("step_tokens", step_tokens)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"`{name}` must be an int of at least 1, got {count!r}.")
+        return dataclasses.replace(self.combination(), steps=Steps(delimiter, max_steps, step_tokens))
+
+    def weigh_steps(self, log_weight: Callable | Host) -> Combination:
+        """Multiply the target by `exp(log_weight(state))` after every step: a potential on the path, not on its end.
+
+        With a process reward r in (0, 1) and `log_weight = logit(r)` this is particle filtering for inference-time
+        scaling as published (Puri et al. 2025, arXiv 2502.01618, Algorithm 1): the path has the density
+        `p(path) prod_t r_t / (1 - r_t)`. For a target that only the last reward counts in, take `tilt` with a twist.
+
+        Args:
+            log_weight: a function of the running state, see `tilt`.
+        """
+        if not callable(log_weight) and not isinstance(log_weight, Host):
+            raise TypeError(f"`log_weight` must be a function or ppl.host(function), got {type(log_weight).__name__}.")
+        whole = self.combination()
+        return dataclasses.replace(whole, potentials=(*whole.potentials, Potential(log_weight, 1.0)))
+
     def propose(self, proposal: Callable) -> Combination:
         """Replace the locally optimal proposal.
 
@@ -122,22 +154,43 @@ class Tilt:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Potential:
+    """A log-weight of every step's state, and the power it is raised to."""
+
+    log_weight: Callable | Host
+    power: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How a generation is cut into stretches; see `Target.by_steps`."""
+
+    delimiter: Any
+    max_steps: int
+    step_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Combination(Target):
     """The normal form (1) of a target.
 
     Attributes:
         factors: processes with their powers.
         tilts: log-rewards.
+        potentials: log-weights of every step.
         constraint: what the value must satisfy, or None.
         require_end: whether generations cut off by the budget are dropped.
         proposal: what replaces the locally optimal proposal, or None.
+        steps: how the generation is cut into stretches, or None.
     """
 
     factors: tuple[tuple[Process, float], ...]
     tilts: tuple[Tilt, ...] = ()
+    potentials: tuple[Potential, ...] = ()
     constraint: Any = None
     require_end: bool = False
     proposal: Callable | None = None
+    steps: Steps | None = None
 
     def combination(self) -> Combination:
         """Return itself."""
@@ -157,15 +210,19 @@ class Combination(Target):
             raise ValueError(f"{self.process!r} and {other.process!r} cannot be multiplied: {shown}.")
         if self.proposal is not None and other.proposal is not None:
             raise ValueError("both targets have a proposal of their own; call .propose(...) on the product instead.")
+        if self.steps is not None and other.steps is not None and self.steps != other.steps:
+            raise ValueError(f"the targets' steps differ: {self.steps} and {other.steps}.")
         constraint = self.constraint if other.constraint is None else other.constraint
         if self.constraint is not None and other.constraint is not None:
             constraint = self.constraint & other.constraint
         return Combination(
             _merge(self.factors + other.factors),
             self.tilts + other.tilts,
+            self.potentials + other.potentials,
             constraint,
             self.require_end or other.require_end,
             self.proposal or other.proposal,
+            self.steps or other.steps,
         )
 
     def raised(self, power: float) -> Combination:
@@ -174,6 +231,7 @@ class Combination(Target):
             self,
             factors=tuple((process, beta * power) for process, beta in self.factors),
             tilts=tuple(dataclasses.replace(t, power=t.power * power) for t in self.tilts),
+            potentials=tuple(dataclasses.replace(p, power=p.power * power) for p in self.potentials),
         )
 
     def bound_constraint(self) -> Any:

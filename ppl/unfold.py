@@ -2,9 +2,14 @@
 
 See `ppl.targets` for the mathematics; equation numbers are that module's. Sites and factors of the program:
 
-    path          what the steps draw, stored only when named        step        the weight (2) of a step
-    twist/start, twist, reward   psi at the start and on the way; r less the last psi at the end
+    path          what the steps draw, stored only when named
+    step          the processes' terms of the weight (2)
+    twist/start, twist, reward      psi at the start and on the way; r less the last psi at the end
+    potential     what `weigh_steps` adds
     constraint    0 or -inf at the end: a run's proposal never breaks a constraint, a given path may
+
+By steps, the loop over tokens is an inner one, of as many tokens as a stretch takes, in an outer one over stretches:
+only the outer one resamples, and only there twist and potentials are looked at.
 """
 
 from __future__ import annotations
@@ -30,101 +35,145 @@ __all__ = ["target_program"]
 def target_program(target: Combination) -> Program:
     """Return the program whose measure is the target's (1)."""
     process, power = target.factors[0]
-    plain = len(target.factors) == 1 and power == 1 and target.proposal is None
     decode = process.texts if process.writes_text else None
-    if plain and not target.tilts and target.constraint is None:
+    alone = len(target.factors) == 1 and power == 1 and target.constraint is None and target.proposal is None
+    if alone and not target.tilts and not target.potentials and target.steps is None:
         return Program(unfold, (process,), decode=decode)
-    powers = jnp.asarray([power for _, power in target.factors], jnp.float32)
-    rewards = jnp.asarray([t.power for t in target.tilts], jnp.float32)
-    return Program(_Unfolding(target, powers, rewards), (), decode=decode)
+    return Program(_Unfolding(target), (), decode=decode)
 
 
 class _Unfolding:
     """The function of a target's program. Powers are arrays that it closes over: another value compiles nothing."""
 
-    def __init__(self, target: Combination, powers: Any, reward_powers: Any):
-        self.target, self.powers, self.reward_powers = target, powers, reward_powers
+    def __init__(self, target: Combination):
+        self.target, self.process = target, target.process
+        self.constraint = target.bound_constraint()
+        self.steps = None if target.steps is None else (target.steps, self.process.delimit(target.steps.delimiter))
+        self.signs = [power for _, power in target.factors]
+        self.powers = jnp.asarray(self.signs, jnp.float32)
+        self.reward_powers = jnp.asarray([t.power for t in target.tilts], jnp.float32)
+        self.potential_powers = jnp.asarray([t.power for t in target.potentials], jnp.float32)
+        self.twisted = any(t.twist is not None for t in target.tilts)
+        self.watched = self.twisted or bool(target.potentials) or target.proposal is not None
+        self.can_end = type(self.process).ended is not Process.ended
         self.__name__ = repr(target)
 
     def __call__(self) -> Any:
-        target, first = self.target, self.target.process
-        constraint = target.bound_constraint()
-        twisted = any(t.twist is not None for t in target.tilts)
-        keeps_path = twisted or target.proposal is not None
-        powers = [self.powers[i] for i in range(len(target.factors))]
-        signs = [float(power) for _, power in target.factors]
-
-        states = [process.start() for process, _ in target.factors]
-        carry = {"states": states}
-        if constraint is not None:
-            carry["automaton"] = constraint.start
-        if keeps_path:
-            carry["written"] = jnp.zeros(*first.path_type())
-        if twisted:
-            psi = self._twist(first.running(states[0], carry["written"], jnp.int32(0)))
-            with scope("twist"):
-                factor("start", psi)
-            carry["psi"] = psi
-
-        def step(carry, t):
-            laws = [p.forward(s, t) for (p, _), s in zip(target.factors, carry["states"], strict=True)]
-            allowed = None
-            if constraint is not None:
-                allowed = constraint.allowed(carry["automaton"], first.budget_after(t, target.require_end))
-            law = product_law(laws, powers, signs, allowed)
-            proposal = None
-            if target.proposal is not None:
-                proposal = target.proposal(law, first.running(carry["states"][0], carry["written"], t))
-            with staging_options(internal=True):
-                drawn = sample("path", law, proposal=proposal)
-            if law is not laws[0]:
-                factor("step", _increment(laws, powers, signs, law, drawn))
-            states = [p.advance(s, drawn, t) for (p, _), s in zip(target.factors, carry["states"], strict=True)]
-            new = {"states": states}
-            if constraint is not None:
-                new["automaton"] = constraint.advance(carry["automaton"], drawn)
-            if keeps_path:
-                new["written"] = carry["written"].at[t].set(drawn)
-            if twisted:
-                new["psi"] = self._twist(first.running(states[0], new["written"], t + 1))
-                factor("twist", new["psi"] - carry["psi"])
-            return new, drawn
-
-        ends = type(first).ended is not Process.ended
-        until = (lambda carry: first.ended(carry["states"][0])) if ends else None
-        carry, path = scan(step, carry, jnp.arange(first.num_steps), until=until)
-        value = first.finish(carry["states"][0], path)
-        if constraint is not None:
-            kept = constraint.accepts(carry["automaton"])
-            if target.require_end and ends:
-                kept = kept & first.ended(carry["states"][0])
+        carry = self._start()
+        if self.steps is None:
+            steps = jnp.arange(self.process.num_steps)
+            carry, path = scan(self._step, carry, steps, until=self._ended if self.can_end else None)
+        else:
+            carry, _ = scan(self._stretch, carry, length=self.steps[0].max_steps, until=self._used_up)
+            path = carry["written"]
+        value = self.process.finish(carry["states"][0], path)
+        if self.constraint is not None:
+            kept = self.constraint.accepts(carry["constraint"])
+            if self.target.require_end and self.can_end:
+                kept = kept & self._ended(carry)
             factor("constraint", jnp.where(kept, 0.0, -jnp.inf))
-        if target.tilts:
-            total = self._reward(value)
-            factor("reward", total - carry["psi"] if twisted else total)
+        if self.target.tilts:
+            tilts = zip(self.target.tilts, self.reward_powers, strict=True)
+            reward = self._sum("reward", [(t.log_reward, power) for t, power in tilts], value)
+            factor("reward", reward - carry["psi"] if self.twisted else reward)
         return value
 
-    def _twist(self, state: Any):
-        terms = [(t.twist, power) for t, power in self._tilts() if t.twist is not None]
-        return _sum(self.target.process, "twist", terms, state)
+    def _start(self) -> dict[str, Any]:
+        carry: dict[str, Any] = {"states": [process.start() for process, _ in self.target.factors]}
+        if self.constraint is not None:
+            carry["constraint"] = self.constraint.start()
+        if self.watched or self.steps is not None:
+            carry["written"] = jnp.zeros(*self.process.path_type())
+        if self.steps is not None:
+            carry["count"] = jnp.int32(0)
+            carry["mark"] = jnp.int32(0)
+        if self.twisted:
+            carry["psi"] = self._psi(carry, 0)
+            with scope("twist"):
+                factor("start", carry["psi"])
+        return carry
 
-    def _reward(self, value: Any):
-        return _sum(self.target.process, "reward", [(t.log_reward, power) for t, power in self._tilts()], value)
+    def _step(self, carry, t):
+        """One step of a process, weighed."""
+        carry, drawn = self._draw(carry, t)
+        return self._watch(carry, t + 1), drawn
 
-    def _tilts(self):
-        return [(tilt, self.reward_powers[i]) for i, tilt in enumerate(self.target.tilts)]
+    def _stretch(self, carry, _):
+        """Steps up to a delimiter, or as many as a stretch may take; inside it nothing is resampled."""
+        steps, delimiter = self.steps
 
+        def step(carry, _):
+            carry, drawn = self._draw(carry, carry["count"])
+            return carry | {"count": carry["count"] + 1, "mark": delimiter.advance(carry["mark"], drawn)}, None
 
-def _sum(process: Process, site: str, terms: list, value: Any):
-    """Add up log-rewards, or twists, times their powers; -inf stays -inf whatever the power."""
-    total = jnp.float32(0.0)
-    for function, power in terms:
-        if isinstance(function, Host):
-            log_weight = function(site, process.texts if process.writes_text else None, value)
-        else:
-            log_weight = jnp.asarray(function(value))
-        total = total + jnp.where(log_weight == -jnp.inf, -jnp.inf, power * log_weight)
-    return total
+        def over(carry):
+            return delimiter.complete(carry["mark"]) | self._used_up(carry)
+
+        carry, _ = scan(step, carry | {"mark": jnp.int32(0)}, length=steps.step_tokens, until=over)
+        return self._watch(carry, carry["count"]), None
+
+    def _draw(self, carry, t):
+        """Draw the random part of step t from F and weigh it by the processes' terms of (2)."""
+        target, states = self.target, carry["states"]
+        laws = [process.forward(state, t) for (process, _), state in zip(target.factors, states, strict=True)]
+        allowed = None
+        if self.constraint is not None:
+            budget = self.process.budget_after(t, target.require_end)
+            allowed = self.constraint.allowed(carry["constraint"], budget)
+        law = product_law(laws, self.powers, self.signs, allowed)
+        proposal = None
+        if target.proposal is not None:
+            proposal = target.proposal(law, self.process.running(states[0], carry["written"], t))
+        with staging_options(internal=True):
+            drawn = sample("path", law, proposal=proposal)
+        if law is not laws[0]:
+            factor("step", _increment(laws, self.powers, self.signs, law, drawn))
+        new = carry | {
+            "states": [p.advance(state, drawn, t) for (p, _), state in zip(target.factors, states, strict=True)]
+        }
+        if self.constraint is not None:
+            new["constraint"] = self.constraint.advance(carry["constraint"], drawn)
+        if "written" in carry:
+            new["written"] = carry["written"].at[t].set(drawn)
+        return new, drawn
+
+    def _watch(self, carry, t):
+        """Weigh the state after t steps by twist and potentials."""
+        if self.twisted:
+            psi = self._psi(carry, t)
+            factor("twist", psi - carry["psi"])
+            carry = carry | {"psi": psi}
+        if self.target.potentials:
+            terms = [
+                (p.log_weight, power) for p, power in zip(self.target.potentials, self.potential_powers, strict=True)
+            ]
+            factor("potential", self._sum("potential", terms, self._view(carry, t)))
+        return carry
+
+    def _view(self, carry, t):
+        return self.process.running(carry["states"][0], carry["written"], jnp.asarray(t, jnp.int32))
+
+    def _psi(self, carry, t):
+        tilts = zip(self.target.tilts, self.reward_powers, strict=True)
+        return self._sum("twist", [(t.twist, power) for t, power in tilts if t.twist is not None], self._view(carry, t))
+
+    def _ended(self, carry):
+        return self.process.ended(carry["states"][0])
+
+    def _used_up(self, carry):
+        full = carry["count"] >= self.process.num_steps
+        return full | self._ended(carry) if self.can_end else full
+
+    def _sum(self, site: str, terms: list, value: Any):
+        """Add up log-weights times their powers; -inf stays -inf whatever the power."""
+        total = jnp.float32(0.0)
+        for function, power in terms:
+            if isinstance(function, Host):
+                log_weight = function(site, self.process.texts if self.process.writes_text else None, value)
+            else:
+                log_weight = jnp.asarray(function(value))
+            total = total + jnp.where(log_weight == -jnp.inf, -jnp.inf, power * log_weight)
+        return total
 
 
 def _increment(laws, powers, signs, law, drawn):

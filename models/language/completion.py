@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from ppl.process import Process
+from ppl.models.language.delimiter import delimiter_of
+from ppl.process import NoDelimiter, Process
 
 if TYPE_CHECKING:
     from ppl.models.language.language_model import LanguageModel
 
 __all__ = ["Completion"]
+
+_SHOWN = 40  # characters of a long prompt
 
 
 class Completion(Process):
@@ -95,20 +98,31 @@ class Completion(Process):
             "max_tokens": self.num_steps,
         }
 
+    def delimit(self, delimiter: str | None):
+        """Return what finds a string in the text that is written."""
+        if delimiter is None:
+            return NoDelimiter()
+        if not isinstance(delimiter, str) or not delimiter:
+            raise ValueError(f"`delimiter` must be a string that is not empty, or None, got {delimiter!r}.")
+        return delimiter_of(delimiter.encode(), self.lm.byte_vocabulary)
+
     def path_type(self):
         """Return shape and dtype of all that is drawn."""
         return (self.num_steps,), jnp.int32
 
     def bind(self, constraint, require_end: bool):
         """Return a constraint compiled for the vocabulary, and check that some completion can satisfy it."""
-        from ppl.models.constraints.automaton import check_reachable  # needs outlines-core, plain text does not
+        from ppl.models.constraints.automaton import check_reachable
+        from ppl.models.constraints.bound import BoundAutomaton
 
         automaton = constraint.compile(self.lm.byte_vocabulary)
         check_reachable(automaton, self.num_steps - int(require_end))
-        return automaton
+        return BoundAutomaton(automaton)
 
     def __repr__(self) -> str:
-        return f"<Completion of {self.lm.tokenizer.decode(self.prompt)!r}, at most {self.num_steps} tokens>"
+        prompt = self.lm.tokenizer.decode(self.prompt)
+        shown = prompt if len(prompt) <= _SHOWN else "..." + prompt[-_SHOWN:]
+        return f"<Completion of {shown!r}, at most {self.num_steps} tokens>"
 
 
 class _Vocabulary:

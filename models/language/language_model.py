@@ -196,10 +196,10 @@ class LanguageModel:
 
     @functools.cached_property
     def byte_vocabulary(self):
-        """The bytes that every token writes, a `ppl.models.constraints.Vocabulary`."""
-        from ppl.models.constraints.vocabulary import vocabulary_of  # only constraints need it
+        """The bytes that every token writes: a `Vocabulary` of `ppl.models.constraints`."""
+        from ppl.models.constraints.vocabulary import Vocabulary  # only constraints need it
 
-        return vocabulary_of(self.tokenizer, self.vocab_size, self.end_tokens)
+        return Vocabulary.from_tokenizer(self.tokenizer, vocab_size=self.vocab_size, end_tokens=self.end_tokens)
 
     # Whole generations.
 

@@ -1,6 +1,7 @@
 """Targets over Markov chains: against the sum over all paths, and by every run that an algorithm can make."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import ppl
 from ppl.inference import SMC, ImportanceSampling
 from ppl.models import MarkovChain
+from ppl.models.constraints import Regex
 from tests import enumeration
 from tests.ppl.checks import assert_mean_within_5_standard_errors, compilations, repeat
 
@@ -60,6 +62,7 @@ def numpy_other(paths=PATHS):
 
 P, Q, H = chain(1), chain(2), chain(3, forbid=(0, 1))
 p, q, h = log_prob(P), log_prob(Q), log_prob(H)
+MATCHES = np.array([re.fullmatch("[ab]+c?[ab]*", "".join("abc"[i] for i in path)) is not None for path in PATHS])
 OPERATORS = {
     "power": (lambda a: a**1.7, lambda a: np.where(a == -np.inf, a, 1.7 * a)),
     "fractional power": (lambda a: a**0.4, lambda a: np.where(a == -np.inf, a, 0.4 * a)),
@@ -69,6 +72,7 @@ OPERATORS = {
     "tilt with a twist": (lambda a: a.tilt(other_reward, twist=guess), lambda a: a + numpy_other()),
     "guide": (lambda a: ppl.guide(a, Q, weight=1.5), lambda a: np.where(a == -np.inf, a, -0.5 * a) + 1.5 * q),
     "guided": (lambda a: ppl.guide(Q, a, weight=0.3), lambda a: np.where(a == -np.inf, a, 0.3 * a) + 0.7 * q),
+    "constraint": (lambda a: a.constrain(Regex("[ab]+c?[ab]*")), lambda a: np.where(MATCHES, a, -np.inf)),
     "power of zero": (lambda a: (a**0.0) * Q, lambda a: np.where(a == -np.inf, a, 0.0) + q),
 }
 BASES = {"chain": (P, p), "chain that forbids": (H, h)}
@@ -135,6 +139,8 @@ SMALL = {
         a + b + SHORT[:, 1] * 0.6,
     ),
 }
+LONGER = chain(6, cls=TapedChain, length=3, size=2)
+SMALL_STEPS = LONGER.by_steps(1, max_steps=3, step_tokens=2)
 ALGORITHMS = {
     "importance": ImportanceSampling(2),
     "every step": SMC(2, resampler=enumeration.systematic, ess_threshold=1.0),
@@ -160,6 +166,48 @@ def test_every_run_on_a_target_averages_to_its_measure(name, algorithm):
         measure += probability * np.exp(float(log_evidence)) * marginal
     assert total == pytest.approx(1.0, abs=1e-9)
     np.testing.assert_allclose(measure, np.exp(exact), rtol=1e-5)
+
+
+def step_states(path):
+    """What a path has written at the end of every stretch of at most two tokens, which a 1 ends."""
+    written, since = [], 0
+    for t, token in enumerate(path):
+        since += 1
+        if token == 1 or since == 2 or t == len(path) - 1:
+            written.append(path[: t + 1])
+            since = 0
+    return written
+
+
+def late(state):
+    """The number of tokens, less twice the last one."""
+    return 0.3 * state["length"] - 0.4 * state["tokens"][jnp.maximum(state["length"] - 1, 0)]
+
+
+STEPWISE = {
+    "published": (SMALL_STEPS.weigh_steps(late), lambda s: sum(0.3 * len(w) - 0.4 * w[-1] for w in s)),
+    "telescoped": (
+        SMALL_STEPS.tilt(lambda v: 0.9 - 0.4 * v["tokens"][2], twist=late),
+        lambda s: 0.9 - 0.4 * s[-1][-1],
+    ),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", STEPWISE)
+def test_every_run_by_steps_averages_to_its_measure(name, algorithm):
+    target, log_weight = STEPWISE[name]
+    paths = np.array(list(itertools.product(range(2), repeat=3)), np.int32)
+    exact = np.exp(log_prob(LONGER, paths) + [log_weight(step_states(path.tolist())) for path in paths])
+
+    @jax.jit
+    def run():
+        posterior = ALGORITHMS[algorithm](target.program(), jax.random.key(0))
+        code = posterior.value["tokens"] @ jnp.array([4, 2, 1])
+        return posterior.log_evidence, jnp.sum(jax.nn.one_hot(code, 8) * posterior.weights[:, None], axis=0)
+
+    measure = sum(p * np.exp(float(z)) * marginal for p, (z, marginal) in enumeration.runs(run))
+    np.testing.assert_allclose(measure, exact, rtol=1e-5)
 
 
 def test_powers_and_rewards_join():

@@ -74,11 +74,12 @@ def edited(source: Path, target: Path, **settings) -> Path:
 def test_reward_matches_torch_whatever_the_padding(load, name):
     model, record = load(name), recorded(name)
     tokens, lengths = record["tokens"], record["lengths"]
-    rewards = jax.jit(jax.vmap(model.reward))(tokens, lengths)
+    reward = jax.jit(jax.vmap(model.reward))
+    rewards = reward(tokens, lengths)
     assert rewards.dtype == jnp.float32 and np.std(record["values"]) > 0.1
     np.testing.assert_allclose(rewards, record["values"], **TOLERANCE)
     other = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 99)
-    np.testing.assert_allclose(jax.jit(jax.vmap(model.reward))(other, lengths), record["values"], **TOLERANCE)
+    np.testing.assert_allclose(reward(other, lengths), record["values"], **TOLERANCE)
     n = int(lengths[1])
     np.testing.assert_allclose(model.reward(tokens[1, :n], n), record["values"][1], **TOLERANCE)
 
@@ -114,7 +115,8 @@ def test_score_texts_gives_what_reward_gives_for_each_text(load):
         assert scores.shape == (4,) and scores.dtype == np.float32
         for text, score in zip(texts, scores, strict=False):
             tokens = model.tokenizer.encode(text)
-            np.testing.assert_allclose(model.reward(np.array(tokens), len(tokens)), score, **TOLERANCE)
+            padded = np.pad(tokens, (0, 128 - len(tokens)))
+            np.testing.assert_allclose(model.reward(padded, len(tokens)), score, **TOLERANCE)
     assert 0 < scores[3] < 1 and scores[0] == 1
 
 

@@ -7,11 +7,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import ppl
+from ppl.inference import ImportanceSampling
 from ppl.models import LanguageModel, SentenceEncoder
 from ppl.models.rewards.encoder import EncoderConfig
+from tests.ppl.checks import compilations
 
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures" / "rewards" / "minilm.npz"
 CACHE = Path(os.environ.get("GENPPL_CACHE") or Path.home() / ".cache" / "genppl")
@@ -69,6 +73,11 @@ def lm() -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
+def approximate(encoder, lm):
+    return encoder.approximate_retokenizer(lm)
+
+
+@pytest.fixture(scope="module")
 def tokens(lm):
     """The sentences as a language model would have written them: tokens with padding, and lengths."""
     rows = [lm.encode(text) for text in SENTENCES]
@@ -97,10 +106,9 @@ def test_embed_is_the_same_whatever_the_padding_under_jit_and_vmap(encoder, reco
     lengths = recorded["lengths"][:4]
     short, long = recorded["tokens"][:4, :24], recorded["tokens"][:4, :64].copy()
     long[np.arange(64) >= lengths[:, None]] = 999  # what is padded does not matter
-    np.testing.assert_allclose(jax.jit(encoder.embed)(short[1], lengths[1]), recorded["vectors"][1], rtol=0, atol=1e-5)
-    for batch in (short, long):
-        vectors = jax.jit(jax.vmap(encoder.embed))(batch, lengths)
-        np.testing.assert_allclose(vectors, recorded["vectors"][:4], rtol=0, atol=1e-5)
+    vectors = jax.jit(jax.vmap(encoder.embed))(short, lengths)
+    np.testing.assert_allclose(vectors, recorded["vectors"][:4], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed(long[1], lengths[1]), recorded["vectors"][1], rtol=0, atol=1e-5)
 
 
 def test_weights_are_arguments_of_the_compiled_code_not_constants(encoder):
@@ -147,15 +155,29 @@ def test_retokenizer_is_exact_and_calls_the_host_once_for_all(encoder, lm, token
     assert calls.count(2) == 1  # `decode` calls itself for the rows
     np.testing.assert_array_equal(counts, expected_counts)
     np.testing.assert_array_equal(pieces[:, : expected.shape[1]], expected)
-    score = retokenizer.similarity(REFERENCES, size=64)
-    np.testing.assert_allclose(
-        jax.jit(jax.vmap(score))(padded, lengths), encoder.similarity(REFERENCES)(SENTENCES), rtol=0, atol=1e-5
-    )
 
 
-def test_retokenizers_cut_what_does_not_fit_and_keep_the_end_marker(encoder, lm, tokens):
+def test_a_program_with_an_exact_retokenizer_weights_by_the_similarity_and_compiles_once(encoder, lm, tokens):
+    near = encoder.retokenizer(lm).similarity(REFERENCES, size=64)
+
+    @ppl.model
+    def program(padded, lengths):
+        index = ppl.sample("index", dist.Categorical(logits=jnp.zeros(len(SENTENCES))))
+        ppl.factor("near", 10.0 * near(padded[index], lengths[index]))
+        return index
+
+    posterior = ppl.infer(program(*tokens), ImportanceSampling(16), seed=0)
+    scores = encoder.similarity(REFERENCES)(SENTENCES)[np.asarray(posterior.value)]
+    expected = 10.0 * scores - np.logaddexp.reduce(10.0 * scores)
+    np.testing.assert_allclose(posterior.log_weights, expected, rtol=0, atol=1e-4)
+    with compilations() as compiled:
+        ppl.infer(program(*tokens), ImportanceSampling(16), seed=1)
+    assert len(compiled) == 0
+
+
+def test_retokenizers_cut_what_does_not_fit_and_keep_the_end_marker(encoder, lm, approximate, tokens):
     whole, _ = encoder.tokenize(SENTENCES[:1])
-    for retokenizer in (encoder.retokenizer(lm), encoder.approximate_retokenizer(lm)):
+    for retokenizer in (encoder.retokenizer(lm), approximate):
         pieces, count = retokenizer(tokens[0][0], tokens[1][0], size=10)
         assert count == 10 and pieces[0] == encoder.start_token and pieces[9] == encoder.end_token
         np.testing.assert_array_equal(pieces[:9], whole[0, :9])
@@ -163,10 +185,11 @@ def test_retokenizers_cut_what_does_not_fit_and_keep_the_end_marker(encoder, lm,
         assert count == 2 and pieces[:3].tolist() == [encoder.start_token, encoder.end_token, 0]
 
 
-def test_approximate_retokenizer_is_exact_where_words_are_tokens_and_its_error_is_what_is_written(encoder, lm, tokens):
+def test_approximate_retokenizer_is_exact_where_words_are_tokens_and_its_error_is_what_is_written(
+    encoder, lm, approximate, tokens
+):
     padded, lengths = tokens
-    retokenizer = encoder.approximate_retokenizer(lm)
-    pieces, counts = jax.jit(jax.vmap(retokenizer))(padded, lengths)
+    pieces, counts = jax.vmap(approximate)(padded, lengths)
     expected, expected_counts = encoder.tokenize(SENTENCES)
     same = [
         counts[i] == expected_counts[i] and np.array_equal(pieces[i, : counts[i]], expected[i, : counts[i]])
@@ -187,12 +210,11 @@ def test_approximate_retokenizer_is_exact_where_words_are_tokens_and_its_error_i
     assert 0.02 < errors.mean() < 0.025 and 0.12 < errors.max() < 0.125
 
 
-def test_approximate_retokenizer_goes_on_with_a_word_by_continuation_pieces(encoder, lm):
-    retokenizer = encoder.approximate_retokenizer(lm)
+def test_approximate_retokenizer_goes_on_with_a_word_by_continuation_pieces(encoder, lm, approximate):
     text = "unbelievably"
     cut = lm.encode(text)
     assert len(cut) > 1
-    pieces, count = retokenizer(np.array(cut, np.int32), len(cut))
+    pieces, count = approximate(np.array(cut, np.int32), len(cut))
     shown = [encoder.tokenizer.id_to_token(int(piece)) for piece in pieces[1 : count - 1]]
     assert shown[0].isalpha() and all(piece.startswith("##") for piece in shown[1:])
     assert "".join(piece.removeprefix("##") for piece in shown) == text

@@ -212,7 +212,8 @@ def _pieces(
     tokenizer: Tokenizer, texts: list[str]
 ) -> tuple[list[list[int]], list[list[int]], Bool[np.ndarray, "V"], Bool[np.ndarray, "V"]]:
     """The pieces of each text as a start and as a continuation; whether it goes on with a word, and leaves one open."""
-    normal = [tokenizer.normalizer.normalize_str(text) for text in texts]
+    normalizer = tokenizer.normalizer
+    normal = texts if normalizer is None else [normalizer.normalize_str(text) for text in texts]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     starts = [encoding.ids for encoding in encodings]
 

@@ -4,10 +4,11 @@ A pattern is read by the parser of Python's own `re`, so that what it means is w
 classes `\w`, `\d`, `\s` included, and is written out again in the few forms on which all dialects agree: characters as
 explicit sets of code points, groups, alternatives and counted repetitions. outlines-core builds the automaton.
 
-Two habits of its index are avoided. It stops at the first alternative that matches (`a|ab` would miss "ab", `a*?`
-everything but ""), and after a match it loses tokens that end within a character. Here every pattern is followed by a
-terminator, the noncharacter U+10FFFF, so that no match ends before it: the states from which it leads to the end are
-the accepting ones. In return no text that contains U+10FFFF matches any constraint.
+Three habits of its index are avoided. It stops at the first alternative that matches (`a|ab` would miss "ab", `a*?`
+everything but ""); after a match it loses tokens that end within a character; and it also prepares for matches that
+begin anywhere, which takes 2^20 states for `a[ab]{20}`. Here every pattern stands between two separators, the
+noncharacter U+10FFFF, so that no match begins or ends elsewhere: the state after the first separator is the start, and
+those from which the second leads to the end accept. In return no text that contains U+10FFFF matches any constraint.
 """
 
 import functools
@@ -39,8 +40,8 @@ __all__ = [
 
 CodePoints = tuple[tuple[int, int], ...]  # disjoint inclusive ranges, increasing
 
-ANY: CodePoints = ((0, 0xD7FF), (0xE000, 0x10FFFE))  # surrogates are no characters; U+10FFFF is the terminator
-_TERMINATOR = 0x10FFFF
+ANY: CodePoints = ((0, 0xD7FF), (0xE000, 0x10FFFE))  # surrogates are no characters; U+10FFFF is the separator
+_SEPARATOR = 0x10FFFF
 NOTHING = r"[a&&b]"  # the pattern that no text matches
 _CLASSES = {
     codes.CATEGORY_DIGIT: r"\d",
@@ -80,7 +81,7 @@ def automaton_of(pattern: str) -> ByteAutomaton:
     if pattern == NOTHING:
         return from_strings([])
     # The second alternative keeps the index from being empty, which it refuses; no state accepts because of it.
-    index = Index(rf"(?:{pattern})\x{{10FFFF}}|\x{{10FFFF}}\x{{0}}", _all_bytes())
+    index = Index(rf"\x{{10FFFF}}(?:(?:{pattern})\x{{10FFFF}}|\x{{10FFFF}}\x{{0}})", _all_bytes())
     transitions = index.get_transitions()
     states = sorted({index.get_initial_state(), *transitions, *index.get_final_states()})
     number = {state: position for position, state in enumerate(states)}
@@ -91,10 +92,10 @@ def automaton_of(pattern: str) -> ByteAutomaton:
     table = table[:, :256]
     final = np.zeros(dead + 1, bool)
     final[[number[state] for state in index.get_final_states()]] = True
-    ended = np.arange(dead + 1)
-    for byte in chr(_TERMINATOR).encode():
-        ended = table[ended, byte]
-    return ByteAutomaton(table, final[ended], number[index.get_initial_state()]).minimal()
+    ended, start = np.arange(dead + 1), number[index.get_initial_state()]
+    for byte in chr(_SEPARATOR).encode():
+        ended, start = table[ended, byte], table[start, byte]
+    return ByteAutomaton(table, final[ended], int(start)).minimal()
 
 
 @functools.cache
@@ -243,7 +244,7 @@ def _class(name: str, flags: int) -> CodePoints:
 
 
 def code_points(ranges: Iterable[tuple[int, int]]) -> CodePoints:
-    """Ranges in any order as a set: merged, without surrogates and the terminator."""
+    """Ranges in any order as a set: merged, without surrogates and the separator."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if merged and low <= merged[-1][1] + 1:

@@ -1,0 +1,416 @@
+"""Constraints: patterns against `re.fullmatch`, masks and distances against brute force, operators against sets."""
+
+import functools
+import itertools
+import random
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppl.models.constraints import (
+    Choice,
+    Regex,
+    Vocabulary,
+    accepts,
+    advance,
+    allowed,
+    check_reachable,
+)
+from ppl.models.constraints.byte_automaton import UNREACHABLE
+
+LENGTH = 5
+END = 6
+# Overlapping tokens, two of the same text, one that writes nothing, an end token, and a special one.
+LETTERS = Vocabulary((b"a", b"b", b"ab", b"ba", b"bab", b"a", b"</s>", None), (END,))
+# Tokens that cut characters: é is C3 A9, an emoji F0 9F 98 80.
+BYTES = Vocabulary((b"a", b"\xc3", b"\xa9", b"\xc3\xa9a", b"\xf0\x9f", b"\x98\x80", b"\n", b"</s>"), (7,))
+
+LETTER_PATTERNS = [
+    "(ab|ba)*",
+    "a*b?",
+    "a|ab",
+    "a*?",
+    "(?:a|ab)(?:b|)",
+    "[^a]+",
+    "b{2,4}",
+    "(a{1,2}b){1,3}",
+    "^ab$|^b+",
+    "(?i)A+B",
+    "",
+    ".{3}",
+    "(?P<x>a)b(?:ab)+",
+    r"\w*bb\w*",
+    r"a[^\s\S]|b",
+]
+BYTE_PATTERNS = [
+    ".",
+    ".*",
+    "é+",
+    "[^a]",
+    "(?s).{2}",
+    r"\w+",
+    "é?a*",
+    "[à-ü]a",
+    "\U0001f600|\n",
+    r"\W+",
+    r"a\Z|\Aé",
+    "[^\n]*a",
+]
+
+
+def sequences(vocabulary, length=LENGTH):
+    drawable = [t for t, text in enumerate(vocabulary.tokens) if text is not None and t not in vocabulary.end_tokens]
+    for count in range(length + 1):
+        yield from itertools.product(drawable, repeat=count)
+
+
+def text_of(vocabulary, tokens):
+    """The text, or None where the bytes are not UTF-8."""
+    try:
+        return vocabulary.text(tokens).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+@functools.lru_cache(maxsize=4)
+def all_texts(vocabulary):
+    return [(tokens, text_of(vocabulary, tokens)) for tokens in sequences(vocabulary)]
+
+
+def run(automaton, tokens):
+    """The state after tokens, on the host."""
+    table, token_class = np.asarray(automaton.next_state), np.asarray(automaton.token_class)
+    state = int(automaton.start)
+    for token in tokens:
+        state = int(table[state, token_class[token]])
+    return state
+
+
+def accepted(automaton, vocabulary):
+    accepting = np.asarray(automaton.accepting)
+    return {tokens for tokens, _ in all_texts(vocabulary) if accepting[run(automaton, tokens)]}
+
+
+def expected(vocabulary, matches):
+    return {tokens for tokens, text in all_texts(vocabulary) if text is not None and matches(text)}
+
+
+@pytest.mark.parametrize("pattern", LETTER_PATTERNS)
+def test_regex_accepts_what_fullmatch_does_for_every_tokenisation(pattern):
+    automaton = Regex(pattern).compile(LETTERS)
+    assert accepted(automaton, LETTERS) == expected(LETTERS, lambda text: re.fullmatch(pattern, text))
+
+
+@pytest.mark.parametrize("pattern", BYTE_PATTERNS)
+def test_regex_accepts_what_fullmatch_does_where_tokens_cut_characters(pattern):
+    automaton = Regex(pattern).compile(BYTES)
+    assert accepted(automaton, BYTES) == expected(BYTES, lambda text: re.fullmatch(pattern, text))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_patterns_agree_with_fullmatch(data):
+    atoms = st.sampled_from(["a", "b", "é", ".", "[ab]", "[^b]", r"\w", r"\W", r"\s", "[b-z]", r"[^\W_]", r"\."])
+    patterns = st.recursive(
+        atoms,
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map("".join),
+            st.tuples(inner, inner).map(lambda pair: f"(?:{pair[0]}|{pair[1]})"),
+            st.tuples(inner, st.sampled_from(["*", "+", "?", "*?", "+?", "{2}", "{1,2}", "{2,}"])).map(
+                lambda pair: f"({pair[0]}){pair[1]}"
+            ),
+        ),
+        max_leaves=8,
+    )
+    flags = data.draw(st.sampled_from(["", "(?i)", "(?s)", "(?a)", "(?is)"]))
+    pattern = flags + data.draw(patterns)
+    regex = Regex(pattern)
+    for count in range(4):
+        for text in map("".join, itertools.product("abBé.\n", repeat=count)):
+            assert regex.matches(text) == bool(re.fullmatch(pattern, text)), (pattern, text)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\w", r"\s", r"\d", r"\W", "(?i)k", "(?i)[^i]", "(?i)[a-zß-ÿ]", "(?ai)[k-s]", "(?a)\\w"]
+)
+def test_one_character_patterns_agree_with_fullmatch_on_every_character(pattern):
+    regex, compiled = Regex(pattern), re.compile(pattern)
+    table, accepting = regex.language.next_state, regex.language.accepting
+    characters = [chr(code) for code in range(0x10FFFF) if not 0xD800 <= code < 0xE000]
+    encoded = [character.encode() for character in characters]
+    for width in range(1, 5):
+        chosen = [place for place, text in enumerate(encoded) if len(text) == width]
+        state = np.full(len(chosen), regex.language.start)
+        for column in np.frombuffer(b"".join(encoded[place] for place in chosen), np.uint8).reshape(-1, width).T:
+            state = table[state, column]
+        wrong = [
+            characters[place]
+            for place, found in zip(chosen, accepting[state], strict=True)
+            if found != bool(compiled.fullmatch(characters[place]))
+        ]
+        assert wrong == []
+
+
+def test_choice_accepts_its_strings_alone():
+    strings = ["ab", "abba", "", "é"]
+    for vocabulary in (LETTERS, BYTES):
+        automaton = Choice(strings).compile(vocabulary)
+        assert accepted(automaton, vocabulary) == expected(vocabulary, lambda text: text in strings)
+
+
+@pytest.mark.parametrize("vocabulary", [LETTERS, BYTES], ids=["letters", "bytes"])
+def test_operators_are_those_of_sets(vocabulary):
+    first, second = Regex("(?s)(ab|é|a|\n)*"), Regex("(?s).{1,3}|bb.*")
+    texts = {tokens for tokens, text in all_texts(vocabulary) if text is not None}
+    a, b = accepted(first.compile(vocabulary), vocabulary), accepted(second.compile(vocabulary), vocabulary)
+    assert 0 < len(a & b) < len(a | b) < len(texts)
+    cases = {
+        first & second: a & b,
+        first | second: a | b,
+        ~first: texts - a,
+        ~(first | second): texts - a - b,
+        ~first & second | ~second & first: a ^ b,
+        ~~first: a,
+        first & ~first: set(),
+        first | ~first: texts,
+    }
+    for constraint, tokens in cases.items():
+        assert accepted(constraint.compile(vocabulary), vocabulary) == tokens, constraint
+
+
+@pytest.mark.parametrize(
+    ("constraint", "vocabulary"),
+    [
+        (Regex("(ab|ba)*"), LETTERS),
+        (Regex("(a{1,2}b){1,3}"), LETTERS),
+        (Choice(["abab", "bb"]), LETTERS),
+        (~Regex("a*"), LETTERS),
+        (Regex("é?a{2}|\U0001f600\n"), BYTES),
+        (~Regex(".*a"), BYTES),
+    ],
+    ids=str,
+)
+def test_masks_and_distances_agree_with_brute_force(constraint, vocabulary):
+    automaton = constraint.compile(vocabulary)
+    found = accepted(automaton, vocabulary)
+    mask_of = jax.jit(jax.vmap(allowed, in_axes=(None, None, 0)))
+    masks = {}
+    for tokens in sequences(vocabulary, 2):
+        # The fewest tokens with which a prefix is completed; sequences of LENGTH tokens at most are seen.
+        rest = LENGTH - len(tokens)
+        state = run(automaton, tokens)
+        needed = [len(one) - len(tokens) for one in found if one[: len(tokens)] == tokens]
+        distance = int(automaton.distance[state])
+        assert distance == min(needed) if needed else distance > rest
+        if state not in masks:
+            masks[state] = np.asarray(mask_of(automaton, state, jnp.arange(-1, rest)))
+        for budget in range(-1, rest):
+            for token in range(len(vocabulary.tokens)):
+                if token in vocabulary.end_tokens:
+                    possible = tokens in found
+                elif vocabulary.tokens[token] is None:
+                    possible = False
+                else:
+                    longer = (*tokens, token)
+                    possible = any(one[: len(longer)] == longer and len(one) <= len(longer) + budget for one in found)
+                assert masks[state][budget + 1, token] == possible, (tokens, token, budget)
+
+
+def test_a_walk_along_masks_always_ends_in_time():
+    automaton = Regex("(a{1,2}b){1,3}").compile(LETTERS)
+    rng = random.Random(0)
+    for _ in range(100):
+        state, tokens, max_tokens = automaton.start, [], rng.randint(2, 7)
+        while len(tokens) < max_tokens:
+            mask = np.asarray(allowed(automaton, state, max_tokens - len(tokens) - 1))
+            if not mask.any():  # accepted, but no longer text fits
+                break
+            token = rng.choice(np.flatnonzero(mask).tolist())
+            state = advance(automaton, state, token)
+            if token == END:
+                break
+            tokens.append(token)
+        assert bool(accepts(automaton, state)) and re.fullmatch("(a{1,2}b){1,3}", LETTERS.text(tokens).decode())
+
+
+def test_automata_are_pytrees_and_batch():
+    automaton = Regex("(ab|ba)*").compile(LETTERS)
+    states = jnp.arange(automaton.next_state.shape[0], dtype=jnp.int32)
+    for state in states:
+        for token in range(len(LETTERS.tokens)):
+            one = advance(automaton, state, jnp.int32(token))
+            assert one.dtype == jnp.int32
+            row = jax.jit(jax.vmap(advance, in_axes=(None, 0, None)))(automaton, states, token)
+            assert int(row[state]) == int(one)
+            if token == END:
+                assert int(one) == int(state)
+    masks = jax.vmap(allowed, in_axes=(None, 0, None))(automaton, states, 3)
+    assert masks.shape == (len(states), 8) and masks.dtype == bool
+    assert not masks[-1].any() and not bool(accepts(automaton, states[-1]))  # the dead state
+
+    def step(state, token):
+        state = advance(automaton, state, token)
+        return state, accepts(automaton, state)
+
+    _, flags = jax.lax.scan(step, automaton.start, jnp.array([2, 0, 1, 3, END, END]))
+    assert flags.tolist() == [True, False, True, True, True, True]
+    leaves, structure = jax.tree.flatten(automaton)
+    assert len(leaves) == 5 and jax.tree.unflatten(structure, leaves).num_bytes == automaton.num_bytes > 0
+    assert re.fullmatch(r"Automaton\(\d+ states, \d+ classes of 8 tokens, \d+ bytes\)", repr(automaton))
+
+
+def test_compilation_inside_a_trace_gives_arrays():
+    regex = Regex("(ab)*|bba")
+
+    @jax.jit
+    def start_accepts(x):
+        automaton = regex.compile(LETTERS)
+        assert not isinstance(automaton.distance, jax.core.Tracer)
+        return accepts(automaton, automaton.start) & (x > 0)
+
+    assert bool(start_accepts(1.0))
+    assert regex.compile(LETTERS) is Regex("(ab)*|bba").compile(Vocabulary(LETTERS.tokens, LETTERS.end_tokens))
+
+
+def test_automata_are_the_smallest_there_are():
+    one, other = Regex("(ab|ba)*"), Regex("((ab|ba)(ab|ba))*|(?:ba|ab)((ab|ba){2})*")
+    assert one != other and one.language.next_state.shape == other.language.next_state.shape == (4, 256)
+    # Over tokens that are whole pairs, the states within a pair are gone; equal tokens share a class.
+    pairs = Vocabulary((b"ab", b"ba", b"ab", b"x", None), ())
+    automaton = one.compile(pairs)
+    assert automaton.next_state.shape == (2, 3) and automaton.num_bytes == 5 + 6 + 2 * 4 + 2 + 4
+    assert len(set(np.asarray(automaton.token_class)[:3].tolist())) == 1
+
+
+def test_a_budget_that_is_too_small_is_found_before_running():
+    automaton = Regex("(ab){4}").compile(LETTERS)
+    check_reachable(automaton, 4)
+    with pytest.raises(ValueError, match=r"`max_tokens` = 3: its shortest text takes 4 tokens"):
+        check_reachable(automaton, 3)
+    for never in (Regex("x"), Regex("a") & Regex("b")):
+        automaton = never.compile(LETTERS)
+        assert int(automaton.distance[automaton.start]) == UNREACHABLE
+        with pytest.raises(ValueError, match="no text that this vocabulary can write"):
+            check_reachable(automaton, 1000)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("(a", "unterminated subpattern"),
+        ("a**", "multiple repeat"),
+        (r"\p{L}", "bad escape"),
+        ("(?=a)b", "look-around"),
+        (r"(a)\1", "back-reference"),
+        ("a++", "possessive"),
+        ("(?>a)", "atomic"),
+        (r"a\b", "word boundary"),
+        ("a^b", "anchor"),
+        ("(a{100}){10000}", "about 1000000 states"),
+    ],
+)
+def test_patterns_that_cannot_be_had_are_named(pattern, reason):
+    with pytest.raises(ValueError, match=rf"`pattern` {re.escape(repr(pattern))}.*{reason}"):
+        Regex(pattern)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="`strings` is empty"):
+        Choice([])
+    with pytest.raises(TypeError, match="the string 'yes'"):
+        Choice("yes")
+    with pytest.raises(ValueError, match="surrogate"):
+        Choice(["\ud800"])
+    with pytest.raises(TypeError, match="`pattern` must be a string, got int"):
+        Regex(3)
+    with pytest.raises(ValueError, match=r"`end_tokens` must be in \[0, 1\)"):
+        Vocabulary((b"a",), (1,))
+    with pytest.raises(ValueError, match="`tokens` is empty"):
+        Vocabulary(())
+    with pytest.raises(ValueError, match="`tokens` must hold bytes or None, got 'a'"):
+        Vocabulary(("a",))
+    with pytest.raises(TypeError):
+        Regex("a") & "b"
+
+
+# Vocabularies of tokenizers.
+
+
+def byte_level():
+    """Byte-level BPE with merges, a special token, and an added one that is not."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("h", "e"), ("he", "l"), ("Ġ", "w"), ("Ã", "©"), ("ð", "Ł")]
+    names += ["".join(pair) for pair in merges]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken("<end>", special=True), AddedToken("two words é", special=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", clean_up_tokenization_spaces=False)
+
+
+def sentencepiece(prefix):
+    from ppl.models.language.gguf_tokenizer import build_tokenizer
+
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab", "é", "▁▁"]
+    types = [2, 3, 3, *([6] * 256), *([1] * 7)]
+    return build_tokenizer(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+            "tokenizer.ggml.token_type": types,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.add_space_prefix": prefix,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [byte_level, lambda: sentencepiece(True), lambda: sentencepiece(False)],
+    ids=["bytes", "sp", "sp-no-prefix"],
+)
+def test_the_bytes_of_tokens_are_what_the_tokenizer_decodes(build):
+    tokenizer = build()
+    size = len(tokenizer)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, vocab_size=size + 3, end_tokens=(tokenizer.eos_token_id,))
+    assert len(vocabulary.tokens) == size + 3 and vocabulary.tokens[-3:] == (None,) * 3
+    assert vocabulary.tokens[tokenizer.eos_token_id] is None
+    rng = random.Random(1)
+    drawable = [token for token, text in enumerate(vocabulary.tokens) if text is not None]
+    compared = 0
+    for length in [1] * len(drawable) + [2, 3, 5, 8] * 200:
+        tokens = drawable[compared : compared + 1] if length == 1 else rng.choices(drawable, k=length)
+        compared += length == 1
+        text = text_of(vocabulary, tokens)
+        if text is not None:
+            assert tokenizer.decode(tokens, skip_special_tokens=False) == text, tokens
+    for text in ("hello wé", " ab a  b", "\U0001f600 a"):
+        assert vocabulary.text(tokenizer.encode(text, add_special_tokens=False)).decode() == text
+
+
+def test_a_dropped_space_is_part_of_the_constraint():
+    vocabulary = Vocabulary((b" a", b"a", b" ", b"b"), (), strips_space=True)
+    for pattern in ("a a", " a", "(a ?)+b?", ""):
+        automaton = Regex(pattern).compile(vocabulary)
+        assert accepted(automaton, vocabulary) == expected(vocabulary, lambda text, p=pattern: re.fullmatch(p, text))
+
+
+def test_tokenizers_that_write_otherwise_are_refused():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(vocab={"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(ValueError, match=r"\['WordPiece'\]; accepted are ByteLevel"):
+        Vocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))

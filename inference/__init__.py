@@ -2,6 +2,7 @@
 
 from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
 from ppl.inference.importance import ImportanceSampling as ImportanceSampling
+from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.smc import SMC as SMC
 
-__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling"]
+__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling", "Lookahead"]

@@ -36,6 +36,7 @@ class OnlyWeigh:
 
     may_resample = False
     anneals = False
+    looks_ahead = False
 
     def weigh(self, log_weights) -> Weighing:
         """Summarise log-weights `[N]`."""

@@ -11,7 +11,9 @@ The resampler draws `E[offspring of n] = N W_n`, so (2) preserves the measure th
 and E[Z_hat] = Z however the iterations at which to resample are chosen from the past (Del Moral, Doucet and Jasra, On
 adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
 
-`annealing` draws the ancestors at a temperature; see `ppl.inference.annealing`. Derivatives: the children's weights
+`annealing` draws the ancestors at a temperature, see `ppl.inference.annealing`; `lookahead` by what they will be worth,
+see `ppl.inference.lookahead`; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
+the weights at which (2) looks are w_n exp psi_n. Derivatives: the children's weights
 carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that `jax.grad` of
 `exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of the score by
 Fisher's identity.
@@ -28,7 +30,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
+from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
+from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.interpret import Selected, Weighing
@@ -36,6 +40,7 @@ from ppl.kernels import resampling
 from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
 from ppl.posterior import Posterior
+from ppl.program import Program, as_program
 
 __all__ = ["SMC"]
 
@@ -54,18 +59,27 @@ class SMC:
             resamples at every iteration, 0.0 never. None is 0.5.
         annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
             heuristic.
+        twist: a function of the running state of a process or target, as for `Target.tilt`, in nats: what the
+            algorithm expects of a particle. It steers which ones survive; what the run estimates stays the same.
+        lookahead: a `Lookahead`: each particle tries the next iteration before it is chosen.
     """
 
     num_particles: int
     resampler: str | Callable = "systematic"
     ess_threshold: float | None = None
     annealing: EntropicAnnealing | None = None
+    twist: Callable | Host | None = None
+    lookahead: Lookahead | None = None
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
         resampling.resolve(self.resampler)
         if self.annealing is not None and not isinstance(self.annealing, EntropicAnnealing):
             raise TypeError(f"`annealing` must be an EntropicAnnealing or None, got {self.annealing!r}.")
+        if self.lookahead is not None and not isinstance(self.lookahead, Lookahead):
+            raise TypeError(f"`lookahead` must be a Lookahead or None, got {self.lookahead!r}.")
+        if self.twist is not None and not callable(self.twist) and not isinstance(self.twist, Host):
+            raise TypeError(f"`twist` must be a function, ppl.host(function) or None, got {self.twist!r}.")
         if self.ess_threshold is not None:
             require_fraction("ess_threshold", self.ess_threshold)
 
@@ -77,18 +91,33 @@ class SMC:
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
-        return run_population(program, self, key, keep=keep, progress=progress)
+        return run_population(self._steered(program), self, key, keep=keep, progress=progress)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return blame_sites(program, self, key)
+        return blame_sites(self._steered(program), self, key)
+
+    def _steered(self, program) -> Program:
+        """Return the program with this algorithm's twist in it, which leaves its measure as it is."""
+        program = as_program(program)
+        if self.twist is None:
+            return program
+        if program.target is None:
+            raise TypeError(
+                f"`twist` sees the running state of a process or a target; {program!r} is neither. In a model, add "
+                "ppl.factor(...) of the guess and take it out again."
+            )
+        twisted = program.target.tilt(lambda value: 0.0, twist=self.twist)
+        return dataclasses.replace(twisted.program(), conditions=program.conditions)
 
     def selection(self) -> OnlyWeigh:
         """Return what happens at the end of an outermost iteration."""
         threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
         if threshold == 0.0:
             return OnlyWeigh()
-        return Resampling(resampling.resolve(self.resampler), threshold, self.num_particles, self.annealing)
+        return Resampling(
+            resampling.resolve(self.resampler), threshold, self.num_particles, self.annealing, self.lookahead
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +128,22 @@ class Resampling(OnlyWeigh):
     threshold: float
     num_particles: int
     annealing: EntropicAnnealing | None = None
+    lookahead: Lookahead | None = None
     may_resample: ClassVar[bool] = True
 
     @property
     def anneals(self) -> bool:
         """Whether ancestors are drawn at a temperature."""
         return self.annealing is not None
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the next iteration is tried before choosing."""
+        return self.lookahead is not None
+
+    def foresee(self, increments):
+        """Return the log of the first-stage weights `[N]` that a trial's increments give."""
+        return self.lookahead.first_stage(increments)
 
     def due(self, weighing: Weighing):
         """Return whether to resample; at a threshold of 1 or more always, for float32 may round the ESS above N."""

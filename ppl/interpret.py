@@ -69,14 +69,18 @@ class Selection(Protocol):
     """What a population algorithm does at the end of an iteration of an outermost loop.
 
     `may_resample` is False for algorithms that only watch the weights; `anneals` is True for those that resample at a
-    temperature.
+    temperature; `looks_ahead` for those that want to know the weights of an iteration before choosing who makes it.
     """
 
     may_resample: bool
     anneals: bool
+    looks_ahead: bool
 
     def weigh(self, log_weights) -> Weighing:
         """Summarise log-weights `[N]`."""
+
+    def foresee(self, increments):
+        """Return what is added to log-weights `[N]` while choosing, given what a trial of the next iteration added."""
 
     def due(self, weighing: Weighing):
         """Return whether to resample now: a Python bool where that is fixed beforehand, else a traced one."""
@@ -308,6 +312,8 @@ class Interpreter:
             "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
             "keys": keys,
         }
+        if plan.looks_ahead:
+            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), {name: xs[name] for name in ("t", "xs", "given")})
 
         def iteration(state, x):
             return self._iteration(plan, frame, state, x)
@@ -341,6 +347,31 @@ class Interpreter:
         return jax.lax.while_loop(running, step, (state, stacks))
 
     def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
+        body, new_carry, ys, active, done = self._body(plan, frame, state, x)
+        new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
+        output = {
+            "history": plan.collect(body, ys, active if done is not None else None),
+            "blame": body.blame,
+        }
+        if done is not None:
+            new_state["done"] = plan.stopped(new_carry, state, done)
+        if plan.selects:
+            ahead = self._foresee(plan, frame, state | new_state, x) if plan.looks_ahead else None
+            self._select(plan, state, new_state, output, x, ahead)
+        return new_state, output
+
+    def _foresee(self, plan: LoopPlan, frame: Frame, state, x):
+        """Try the next iteration with a key of its own; returns what `Selection.foresee` makes of its weights."""
+        key = jax.random.fold_in(x["keys"][-1], 1)
+        trial = x["next"] | {"keys": jax.random.split(key, plan.node.body.num_keys + 1)}
+        before = state["log_weights"]
+        after = self._body(plan, frame, state, trial)[0].log_weights
+        comparable = (before > -jnp.inf) & ~jnp.isnan(after) & (x["t"] + 1 < plan.node.length)
+        increments = jnp.where(comparable, after - jnp.where(comparable, before, 0.0), 0.0)
+        return jax.lax.stop_gradient(self.selection.foresee(increments))
+
+    def _body(self, plan: LoopPlan, frame: Frame, state, x):
+        """Walk the body once: its frame, the carry and outputs, which particles are active, which had stopped."""
         node, flags = plan.node, plan.flags
         carry = plan.carry_lanes(state)
         constants = [plan.constant(a, state) for a in node.constants]
@@ -367,30 +398,29 @@ class Interpreter:
                 new if same or scratch else self.map(jnp.where, done, old, new)
                 for old, new, same, scratch in zip(carry, new_carry, node.invariant, node.scratch, strict=True)
             ]
-        new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
-        output = {
-            "history": plan.collect(body, ys, active if done is not None else None),
-            "blame": body.blame,
-        }
-        if done is not None:
-            new_state["done"] = plan.stopped(new_carry, state, done)
-        if plan.selects:
-            self._select(plan, state, new_state, output, x)
-        return new_state, output
+        return body, new_carry, ys, active, done
 
-    def _select(self, plan: LoopPlan, state, new_state, output, x) -> None:
-        """Resample if it is due: changes `new_state`, and adds what happened to `output`."""
+    def _select(self, plan: LoopPlan, state, new_state, output, x, ahead=None) -> None:
+        """Resample if it is due: changes `new_state`, and adds what happened to `output`.
+
+        `ahead`, log-weights `[N]`, counts while choosing and is taken out of the children's weights.
+        """
         selection, num, log_weights = self.selection, self.num_particles, new_state["log_weights"]
-        weighing = selection.weigh(log_weights)
-        due = selection.due(weighing) if selection.may_resample else False
+        weighing = choosing = selection.weigh(log_weights)
+        if ahead is not None:
+            choosing = selection.weigh(log_weights + ahead)
+        due = selection.due(choosing) if selection.may_resample else False
         moving = plan.moving(state, new_state)
 
         def resample(moving, log_weights):
             progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
-            ancestors, children, mass, temperature = selection.select(x["keys"][-1], log_weights, weighing, progress)
+            first = log_weights if ahead is None else log_weights + ahead
+            ancestors, children, mass, temperature = selection.select(x["keys"][-1], first, choosing, progress)
             mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))
             moving, ancestors = move(moving, ancestors)
-            return moving, children(ancestors), mass, ancestors, temperature
+            start = children(ancestors)
+            start = start if ahead is None else start - take(ahead, ancestors)
+            return moving, start, mass, ancestors, temperature
 
         def stay(moving, log_weights):
             none = jnp.zeros((), log_weights.dtype)

@@ -29,6 +29,7 @@ class LoopPlan:
         self.flags = self._flags()
         self.selects = interpreter.selection is not None and node.resamples and frame.depth == 0
         self.moves = self.selects and interpreter.selection.may_resample
+        self.looks_ahead = self.moves and interpreter.selection.looks_ahead
         # Values the iterations read that are not carried: the body's and until's constants, untouched carry.
         untouched = [a for a, same in zip(node.init, node.invariant, strict=True) if same]
         seen = dict.fromkeys(a for a in (*node.constants, *node.until_constants, *untouched) if isinstance(a, int))

@@ -106,6 +106,7 @@ class Program:
         kwargs: its keyword arguments.
         conditions: values of sites that are observed, see `condition`.
         decode: turns the program's value into texts, for programs that write some.
+        target: the process or target that this is the program of, or None.
     """
 
     function: Callable
@@ -113,6 +114,7 @@ class Program:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decode: Callable[[Any], list[str]] | None = None
+    target: Any = None
 
     @property
     def name(self) -> str:

@@ -38,8 +38,8 @@ def target_program(target: Combination) -> Program:
     decode = process.texts if process.writes_text else None
     alone = len(target.factors) == 1 and power == 1 and target.constraint is None and target.proposal is None
     if alone and not target.tilts and not target.potentials and target.steps is None:
-        return Program(unfold, (process,), decode=decode)
-    return Program(_Unfolding(target), (), decode=decode)
+        return Program(unfold, (process,), decode=decode, target=target)
+    return Program(_Unfolding(target), (), decode=decode, target=target)
 
 
 class _Unfolding:

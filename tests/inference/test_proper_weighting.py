@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ppl
-from ppl.inference import SMC, EntropicAnnealing, ImportanceSampling
+from ppl.inference import SMC, EntropicAnnealing, ImportanceSampling, Lookahead
 from tests import enumeration
 from tests.enumeration import Finite
 
@@ -141,10 +141,25 @@ TESTS = [
 ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=str)
-@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+LOOKING_AHEAD = {
+    "every step, looking ahead": SMC(
+        2, resampler=enumeration.systematic, ess_threshold=1.0, lookahead=Lookahead(defensive=0.2)
+    ),
+    "adaptive, looking ahead, annealed": SMC(
+        2,
+        resampler=enumeration.systematic,
+        ess_threshold=0.97,
+        annealing=EntropicAnnealing(ess=0.98),
+        lookahead=Lookahead(),
+    ),
+}
+CASES = [(program, algorithm) for program in PROGRAMS for algorithm in ALGORITHMS]
+CASES += [(program, algorithm) for program in ("hidden markov", "with forbidden values") for algorithm in LOOKING_AHEAD]
+
+
+@pytest.mark.parametrize("program, algorithm", CASES)
 def test_population_is_properly_weighted_in_every_run_it_could_make(program, algorithm):
-    program, algorithm = PROGRAMS[program][0], ALGORITHMS[algorithm]
+    program, algorithm = PROGRAMS[program][0], (ALGORITHMS | LOOKING_AHEAD)[algorithm]
 
     @jax.jit
     def run():

@@ -145,6 +145,7 @@ ALGORITHMS = {
     "importance": ImportanceSampling(2),
     "every step": SMC(2, resampler=enumeration.systematic, ess_threshold=1.0),
     "adaptive": SMC(2, resampler=enumeration.multinomial, ess_threshold=0.95),
+    "with a twist": SMC(2, resampler=enumeration.systematic, ess_threshold=1.0, twist=guess),
 }
 
 

@@ -168,7 +168,10 @@ def move(tree: Any, ancestors: Int32[Array, " n"], axis: int = 0) -> Any:
                 f"Every array of `tree` must have {ancestors.shape[0]} particles along axis {axis}, as many as "
                 f"`ancestors`; got shape {leaf.shape}."
             )
-    if not isinstance(ancestors, jax.core.Tracer) and bool(jnp.any(ancestors[ancestors] != ancestors)):
+    with jax.ensure_compile_time_eval():  # known ancestors are checked even where the arrays are traced
+        known = not isinstance(ancestors, jax.core.Tracer)
+        broken = known and bool(jnp.any(ancestors[ancestors] != ancestors))
+    if broken:
         raise ValueError(
             "`ancestors` must be in the form that `survivors_stay` gives: every ancestor is its own. Apply it "
             "first, or use `gather`."

@@ -26,9 +26,19 @@ from safetensors import SafetensorError, safe_open
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder
 
-__all__ = ["Tensors", "build_decoder", "locate", "read_folder"]
+__all__ = [
+    "NAMES_LLAMA",
+    "REDUNDANT",
+    "Tensors",
+    "build_decoder",
+    "locate",
+    "open_safetensors",
+    "read_folder",
+    "read_json",
+    "read_tokenizer",
+]
 
-_NAMES_LLAMA = {
+NAMES_LLAMA = {
     "embedding": "model.embed_tokens.weight",
     "final_norm": "model.norm",
     "head": "lm_head.weight",
@@ -57,7 +67,7 @@ _NAMES_GPT2 = {
     "down": "transformer.h.{}.mlp.c_proj",
 }
 # Tables of cosines and masks that old files carry; both are computed here.
-_REDUNDANT = re.compile(r".*\.rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+REDUNDANT = re.compile(r".*\.rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -157,17 +167,17 @@ def read_folder(folder: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
         FileNotFoundError: one of the files is missing.
         ValueError: the configuration is not supported, or the tensors do not fit it.
     """
-    settings = _read_json(folder, "config.json")
+    settings = read_json(folder, "config.json")
     config = DecoderConfig.from_hf(settings)
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     decoder = build_decoder(
         config,
-        _open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else ""),
-        _NAMES_GPT2 if config.architecture == "gpt2" else _NAMES_LLAMA,
+        open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else ""),
+        _NAMES_GPT2 if config.architecture == "gpt2" else NAMES_LLAMA,
         dtype=dtype,
         kernels_in_out=config.architecture == "gpt2",
         redundant=lambda name: (
-            bool(_REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight")
+            bool(REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight")
         ),
     )
     return decoder, config, tokenizer
@@ -177,7 +187,7 @@ def generation_end_tokens(folder: Path) -> tuple[int, ...]:
     """The end tokens that `generation_config.json` adds to the configuration's; empty without the file."""
     if not (folder / "generation_config.json").exists():
         return ()
-    tokens = _read_json(folder, "generation_config.json").get("eos_token_id")
+    tokens = read_json(folder, "generation_config.json").get("eos_token_id")
     return () if tokens is None else (tokens,) if isinstance(tokens, int) else tuple(tokens)
 
 
@@ -279,7 +289,13 @@ def _half_split(array: np.ndarray, heads: int) -> np.ndarray:
     return rows.swapaxes(1, 2).reshape(array.shape)
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file of a checkpoint's folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is not valid JSON.
+    """
     path = folder / name
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {name}; a checkpoint folder holds config, safetensors and tokenizer.")
@@ -289,10 +305,10 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
-def _open_safetensors(folder: Path, prefix: str) -> Tensors:
+def open_safetensors(folder: Path, prefix: str) -> Tensors:
     """The tensors of a folder, in one file or in shards; names that lack `prefix` get it."""
     if (folder / "model.safetensors.index.json").exists():
-        paths = sorted(set(_read_json(folder, "model.safetensors.index.json")["weight_map"].values()))
+        paths = sorted(set(read_json(folder, "model.safetensors.index.json")["weight_map"].values()))
     else:
         paths = ["model.safetensors"]
     where, stored = {}, {}
@@ -309,7 +325,12 @@ def _open_safetensors(folder: Path, prefix: str) -> Tensors:
     return Tensors(list(where), lambda name: where[name].get_tensor(stored[name]), str(folder))
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint's folder, a `transformers` one.
+
+    Raises:
+        FileNotFoundError: none of the files that hold one is there.
+    """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
     from transformers import AutoTokenizer  # takes seconds to import, and GGUF files do not need it

@@ -29,12 +29,12 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ppl.models.language.checkpoints import (
-    _NAMES_LLAMA,
-    _REDUNDANT,
+    NAMES_LLAMA,
+    REDUNDANT,
     Tensors,
-    _open_safetensors,
-    _read_json,
-    _read_tokenizer,
+    open_safetensors,
+    read_json,
+    read_tokenizer,
     build_decoder,
     locate,
 )
@@ -183,18 +183,18 @@ class RewardModel:
                 f"`source` = {str(source)!r} is a file; accepted are a folder with config, safetensors and tokenizer, "
                 "and a hub id."
             )
-        settings = _read_json(folder, "config.json")
+        settings = read_json(folder, "config.json")
         layers, outputs = _head_shape(settings)
         config = DecoderConfig.from_hf(settings | {"tie_word_embeddings": True})  # there is no head of words
-        tokenizer = _read_tokenizer(folder)
-        tensors = _open_safetensors(folder, prefix="")
+        tokenizer = read_tokenizer(folder)
+        tensors = open_safetensors(folder, prefix="")
         head = _read_head(tensors, config.hidden_size, outputs, layers)
         decoder = build_decoder(
             config,
             tensors,
-            _NAMES_LLAMA,
+            NAMES_LLAMA,
             dtype=dtype,
-            redundant=lambda name: bool(_REDUNDANT.fullmatch(name)) or name == "lm_head.weight",
+            redundant=lambda name: bool(REDUNDANT.fullmatch(name)) or name == "lm_head.weight",
         )
         if outputs == 2:
             separator = _separator_token(tokenizer, _SEPARATOR if separator is None else separator)

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tokenizers import Tokenizer
 
-from ppl.models.language.checkpoints import _open_safetensors, _read_json, locate
+from ppl.models.language.checkpoints import open_safetensors, read_json, locate
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 from ppl.models.rewards.encoder import Encoder, EncoderConfig, build_encoder
 
@@ -106,7 +106,7 @@ class SentenceEncoder:
                 f"`source` = {str(source)!r} is a file; accepted are a folder with config.json, model.safetensors and "
                 "tokenizer.json, and a hub id."
             )
-        config = EncoderConfig.from_hf(_read_json(folder, "config.json"))
+        config = EncoderConfig.from_hf(read_json(folder, "config.json"))
         _check_pooling(folder)
         if not (folder / "tokenizer.json").exists():
             raise FileNotFoundError(f"{folder} has no tokenizer.json; tokenizers are read from that file alone.")
@@ -114,9 +114,9 @@ class SentenceEncoder:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # what the Rust library raises has no narrower type
             raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}.") from error
-        encoder = build_encoder(config, _open_safetensors(folder, prefix=""), dtype=dtype)
+        encoder = build_encoder(config, open_safetensors(folder, prefix=""), dtype=dtype)
         name = "sentence_bert_config.json"
-        longest = _read_json(folder, name).get("max_seq_length") if (folder / name).exists() else None
+        longest = read_json(folder, name).get("max_seq_length") if (folder / name).exists() else None
         return cls(encoder, tokenizer, max_length=min(longest or config.context_length, config.context_length))
 
     def __repr__(self) -> str:
@@ -244,7 +244,7 @@ def _fetched_folder() -> Path:
 def _check_pooling(folder: Path) -> None:
     if not (folder / "1_Pooling" / "config.json").exists():
         return
-    pooling = _read_json(folder / "1_Pooling", "config.json")
+    pooling = read_json(folder / "1_Pooling", "config.json")
     modes = sorted(name for name, on in pooling.items() if name.startswith("pooling_mode") and on is True)
     if modes != ["pooling_mode_mean_tokens"]:
         raise ValueError(

@@ -193,6 +193,11 @@ def test_move_allocates_no_second_array(kind):
     assert not copies
 
 
+def test_move_by_known_ancestors_inside_a_traced_function():
+    x = jnp.arange(3 * LONG, dtype=jnp.float32).reshape(3, LONG)
+    np.testing.assert_array_equal(jax.jit(lambda x: move(x, jnp.array([2, 1, 2])))(x), x[jnp.array([2, 1, 2])])
+
+
 def test_move_refuses_what_it_cannot_do():
     x = jnp.zeros((3, LONG))
     with pytest.raises(ValueError, match="`ancestors` must be in the form that `survivors_stay` gives"):

@@ -1,11 +1,22 @@
-"""Constraints on a text as a whole, closed under and, or, not: `Regex`, `Choice` and their combinations.
+r"""Constraints on a text as a whole, closed under and, or, not: `Regex`, `Choice` and their combinations.
 
 A constraint is a set of texts. `a & b` is the intersection, `a | b` the union, `~a` the complement among all texts.
 Tokens play no part in it: a text is a string of characters, and every sequence of tokens whose bytes spell it counts.
 Bytes that are not UTF-8, a character that is cut off at the end included, are no text and satisfy nothing, `~a`
 neither; nor does a text with the noncharacter U+10FFFF.
 
-Automata for the 49,152 tokens of SmolLM2, on one core, are listed in the README of this folder's package.
+For the 49,152 tokens of SmolLM2, on one core of a CPU (a tree of the vocabulary is built once, in 0.2 s):
+
+    constraint                                          states  classes  memory  time
+    Regex(r"(Apples|Pears)\.")                              12       28   50 kB   32 ms
+    Regex("[0-9]{4}-[0-9]{2}-[0-9]{2}")                     12        4   49 kB   20 ms
+    Regex(r"(\w+[ ,])*\w+\.")                             312      159  150 kB  192 ms
+    Choice of 20 strings                                    18       41   50 kB   30 ms
+    ~Regex("(?s).*the.*")                                   13       27   50 kB   61 ms
+    JsonSchema: 3 fields, one of them a list                93       91   58 kB   60 ms
+    JsonSchema: 8 fields on two levels                    1015      251  564 kB  405 ms
+
+The masks of 32 particles take 1.3 ms there.
 """
 
 import abc

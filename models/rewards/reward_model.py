@@ -32,11 +32,11 @@ from ppl.models.language.checkpoints import (
     NAMES_LLAMA,
     REDUNDANT,
     Tensors,
+    build_decoder,
+    locate,
     open_safetensors,
     read_json,
     read_tokenizer,
-    build_decoder,
-    locate,
 )
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder, Linear

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tokenizers import Tokenizer
 
-from ppl.models.language.checkpoints import open_safetensors, read_json, locate
+from ppl.models.language.checkpoints import locate, open_safetensors, read_json
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 from ppl.models.rewards.encoder import Encoder, EncoderConfig, build_encoder
 

@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import os
 import random
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -414,3 +416,73 @@ def test_tokenizers_that_write_otherwise_are_refused():
     tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(ValueError, match=r"\['WordPiece'\]; accepted are ByteLevel"):
         Vocabulary.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    from ppl.models import LanguageModel
+
+    cache = os.environ.get("GENPPL_CACHE") or Path.home() / ".cache" / "genppl"
+    path = Path(os.environ.get("GENPPL_SMOLLM2") or Path(cache) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if not path.exists():
+        pytest.fail(f"{path} is missing: run `python scripts/fetch_smollm2.py` or set GENPPL_SMOLLM2.")
+    lm = LanguageModel.load(path)
+    return lm, Vocabulary.from_tokenizer(lm.tokenizer, vocab_size=lm.vocab_size, end_tokens=lm.end_tokens)
+
+
+@pytest.mark.weights
+def test_the_bytes_of_a_real_vocabulary_are_what_the_model_decodes(smollm2):
+    lm, vocabulary = smollm2
+    rng = random.Random(0)
+    drawable = [token for token, text in enumerate(vocabulary.tokens) if text is not None]
+    assert len(vocabulary.tokens) == lm.vocab_size and len(drawable) > lm.vocab_size - 30
+    singles = [[token] for token in rng.sample(drawable, 3000)]
+    for tokens in singles + [rng.choices(drawable, k=rng.randint(2, 12)) for _ in range(2000)]:
+        text = text_of(vocabulary, tokens)
+        if text is not None:
+            assert lm.decode(tokens) == text, tokens
+    emoji = "naïve 😀🔥 日本"
+    assert vocabulary.text([*lm.encode(emoji), *lm.end_tokens, 5]).decode() == emoji
+
+
+@pytest.mark.weights
+def test_a_real_vocabulary_spells_a_text_in_every_way(smollm2):
+    lm, vocabulary = smollm2
+    automaton = Regex(r"(Apples|Pears)\.").compile(vocabulary)
+    assert automaton.num_bytes < 60_000
+    texts = {b"Apples.", b"Pears."}
+    # Sequences by brute force: every way to cut the two texts into tokens.
+    tokens_of = {}
+    for token, text in enumerate(vocabulary.tokens):
+        if text is not None and any(text in one for one in texts):
+            tokens_of.setdefault(text, []).append(token)
+
+    def cuts(text):
+        if not text:
+            yield ()
+        for width in range(1, len(text) + 1):
+            for token in tokens_of.get(text[:width], ()):
+                for rest in cuts(text[width:]):
+                    yield (token, *rest)
+
+    expected = {cut for text in texts for cut in cuts(text)}
+    found = set()
+
+    def walk(state, tokens):
+        mask = np.asarray(allowed(automaton, state, 10))
+        if mask[lm.end_tokens[0]]:
+            found.add(tokens)
+        for token in np.flatnonzero(mask):
+            if token not in lm.end_tokens:
+                walk(advance(automaton, state, int(token)), (*tokens, int(token)))
+
+    walk(automaton.start, ())
+    assert found == expected and len(found) > 20
+    assert int(automaton.distance[automaton.start]) == min(map(len, expected))
+
+
+@pytest.mark.parametrize("strips_space", [False, True])
+def test_a_vocabulary_without_any_text_still_compiles(strips_space):
+    vocabulary = Vocabulary((None, b"</s>"), (1,), strips_space)
+    automaton = Regex("a?").compile(vocabulary)
+    assert np.asarray(allowed(automaton, automaton.start, 3)).tolist() == [False, True]

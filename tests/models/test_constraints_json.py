@@ -303,7 +303,7 @@ def test_whitespace_is_bounded_and_can_be_chosen():
     lines = JsonSchema(schema, whitespace=r"(\n {0,2})?")
     assert lines.matches("[\n  null,\n  null\n]") and not lines.matches("[ null]")
     assert JsonSchema(schema, whitespace="").matches("[null,null]")
-    with pytest.raises(ValueError, match="`whitespace` must match whitespace alone, got 'x?'"):
+    with pytest.raises(ValueError, match=r"`whitespace` must match whitespace alone, got 'x\?'"):
         JsonSchema(schema, whitespace="x?")
 
 

@@ -36,6 +36,7 @@ bench: weights $(INSTALLED_BENCH)
 
 bench-kernels: $(INSTALLED_KERNELS)
 	$(BIN) -m benchmarks.kernels
+	$(BIN) -m benchmarks.moves
 
 weights: $(INSTALLED)
 	@$(BIN) scripts/fetch_smollm2.py

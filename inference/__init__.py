@@ -3,6 +3,8 @@
 from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
 from ppl.inference.importance import ImportanceSampling as ImportanceSampling
 from ppl.inference.lookahead import Lookahead as Lookahead
+from ppl.inference.sandwich import Sandwich as Sandwich
+from ppl.inference.sandwich import sandwich as sandwich
 from ppl.inference.smc import SMC as SMC
 
-__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling", "Lookahead"]
+__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling", "Lookahead", "Sandwich", "sandwich"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +15,7 @@ from ppl.interpret import Interpreter, Selection, Weighing
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
-from ppl.program import Program, Staged, as_program, kept_sites
+from ppl.program import Program, Staged, as_program, check_sites, kept_sites
 from ppl.trace import along_times
 
 __all__ = ["OnlyWeigh", "PopulationAlgorithm", "blame_sites", "lower", "run_population"]
@@ -50,6 +50,7 @@ def run_population(
     *,
     keep: frozenset[str] | None,
     progress: bool | None,
+    retained: Mapping[str, Any] | None = None,
 ) -> Posterior:
     """Run a population through a program.
 
@@ -59,13 +60,16 @@ def run_population(
         key: a PRNG key.
         keep: names of the sites to store, None for all but internal ones.
         progress: see `ppl.infer`.
+        retained: values of all sample sites, which particle 0 has: a run of conditional SMC.
     """
     program = as_program(program)
     staged = program.stage(keep_rules=False)
     keep = kept_sites(staged, keep)
+    path = () if retained is None else (check_sites(staged, retained, complete=True),)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
     with progress_bar.showing(show):
-        posterior = runners.run(staged, (algorithm, "run", keep, show), _runner(algorithm, keep, show), key)
+        purpose = (algorithm, "conditional run" if path else "run", keep, show)
+        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show), key, *path)
         if show:
             jax.block_until_ready(posterior.log_weights)
     return _complete(posterior, staged, program)
@@ -97,10 +101,11 @@ def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[s
 def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool) -> Callable[..., Posterior]:
     num = algorithm.num_particles
 
-    def run(staged: Staged, inputs, given, key) -> Posterior:
+    def run(staged: Staged, inputs, given, key, retained=None) -> Posterior:
         progress = progress_bar.report if show else None
-        result = Interpreter(num, algorithm.selection(), keep=keep, progress=progress).run(
-            staged.block, inputs, key, given
+        selection = algorithm.selection() if retained is None else algorithm.conditional_selection()
+        result = Interpreter(num, selection, keep=keep, progress=progress).run(
+            staged.block, inputs, key, given, retained
         )
         return population_posterior(
             result.log_weights,

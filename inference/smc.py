@@ -37,6 +37,7 @@ from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.interpret import Selected, Weighing
 from ppl.kernels import resampling
+from ppl.kernels.resampling.conditional import resolve_conditional
 from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
 from ppl.posterior import Posterior
@@ -115,9 +116,49 @@ class SMC:
         threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
         if threshold == 0.0:
             return OnlyWeigh()
-        return Resampling(
-            resampling.resolve(self.resampler), threshold, self.num_particles, self.annealing, self.lookahead
-        )
+        scheme = resampling.resolve(self.resampler)
+        return Resampling(scheme, threshold, self.num_particles, self.annealing, self.lookahead)
+
+    def conditional_selection(self) -> OnlyWeigh:
+        """Return what happens at the end of an iteration where particle 0 follows a given path: it keeps its slot.
+
+        Raises:
+            ValueError: the resampler is a function of the user's own, whose conditional form is not known.
+        """
+        free = self.selection()
+        if not free.may_resample:
+            return free
+        if not isinstance(self.resampler, str):
+            raise ValueError(
+                f"`resampler` must be the name of a scheme with a conditional form, got {self.resampler!r}."
+            )
+        return dataclasses.replace(free, resampler=_Pinned(resolve_conditional(self.resampler)))
+
+    def conditional_run(self, program, key, retained) -> Posterior:
+        """Run with a path that particle 0 follows: conditional SMC.
+
+        Source: Andrieu, Doucet and Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.3.
+
+        Args:
+            program: a program, a process or a target.
+            key: a PRNG key.
+            retained: values of all its sample sites, loops' time axes leading.
+
+        Returns:
+            The posterior; its first particle is that path. If the path is an exact sample, the mean of
+            1 / exp(log_evidence) over runs is 1 / Z.
+        """
+        return run_population(self._steered(program), self, key, keep=None, progress=False, retained=retained)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pinned:
+    """A conditional scheme as a resampler that keeps particle 0 in its slot."""
+
+    scheme: Callable
+
+    def __call__(self, key, log_weights, num):
+        return self.scheme(key, log_weights, 0, num)
 
 
 @dataclasses.dataclass(frozen=True)

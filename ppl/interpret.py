@@ -127,7 +127,14 @@ class Interpreter:
     blame: bool = False
     progress: Callable | None = None
 
-    def run(self, block: Block, inputs, key=None, given: Mapping[str, Any] | None = None) -> Result:
+    def run(
+        self,
+        block: Block,
+        inputs,
+        key=None,
+        given: Mapping[str, Any] | None = None,
+        retained: Mapping[str, Any] | None = None,
+    ) -> Result:
         """Run a program.
 
         Args:
@@ -135,9 +142,11 @@ class Interpreter:
             inputs: its inputs' values, the same for all particles.
             key: the source of all draws; None where every site is given.
             given: values for sites, loops' time axes leading; such a site is not drawn but weighed.
+            retained: values that particle 0 draws, for certain, in the same form; the selection must pin it.
         """
         shape = () if self.num_particles is None else (self.num_particles,)
         frame = Frame(jnp.zeros(shape), {name: Lane(value) for name, value in (given or {}).items()})
+        frame.retained = retained or {}
         keys = None if key is None else jax.random.split(key, max(block.num_keys, 1))
         value = self.block(block, [Lane(jnp.asarray(x)) for x in inputs], keys, frame)
         sites = {name: frame.env[v] for name, (v, _) in frame.records.items()}
@@ -215,6 +224,8 @@ class Interpreter:
             else:
                 random = tuple(lane.random for lane in lanes)
                 lane = Lane(draws.draw_population(sampler, arrays, random, key, self.num_particles), True)
+            if node.name in frame.retained:
+                lane = Lane(lane.array.at[0].set(jnp.asarray(frame.retained[node.name], lane.array.dtype)), True)
         frame.env[node.output] = lane
         if node.name in self.keep:
             frame.records[node.name] = node.output, None
@@ -310,10 +321,12 @@ class Interpreter:
             "t": jnp.arange(node.length),
             "xs": [time_first(read(frame, a)) for a in node.xs],
             "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
+            "retained": {n: frame.retained[n] for n in node.body.names if n in frame.retained},
             "keys": keys,
         }
         if plan.looks_ahead:
-            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), {name: xs[name] for name in ("t", "xs", "given")})
+            following = {name: xs[name] for name in ("t", "xs", "given")}
+            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), following) | {"retained": {}}
 
         def iteration(state, x):
             return self._iteration(plan, frame, state, x)
@@ -388,7 +401,7 @@ class Interpreter:
             return Lane(take(array, state["index"]) if moved else array, lane.random)
 
         given = {name: walked(value, frame.given[name]) for name, value in x["given"].items()}
-        body = Frame(state["log_weights"], given, active, frame.depth + 1)
+        body = Frame(state["log_weights"], given, active, frame.depth + 1, retained=x["retained"])
         xs = [walked(array, read(frame, atom)) for array, atom in zip(x["xs"], node.xs, strict=True)]
         args = [*constants, *carry, *xs]
         out = self.block(node.body, args, x["keys"], body)

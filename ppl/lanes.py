@@ -35,6 +35,7 @@ class Frame:
     records: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
     blame: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    retained: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values that particle 0 has for certain
     steps: int = 0  # iterations of the outermost loops so far
 
     def new_variable(self, lane: Lane) -> int:

@@ -22,18 +22,19 @@ _MAX_RUNNERS = 256
 _RUNNERS: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
-def run(staged: Staged, purpose: Hashable, function: Callable, key: Any = None) -> Any:
-    """Run `function(staged, inputs, given, key)`, compiled unless it is being traced already.
+def run(staged: Staged, purpose: Hashable, function: Callable, key: Any = None, *more: Any) -> Any:
+    """Run `function(staged, inputs, given, key, *more)`, compiled unless it is being traced already.
 
     Args:
         staged: the program.
         purpose: what else the compiled code depends on, hashable: the algorithm and its settings.
         function: what to run. It sees the program without its values.
         key: a PRNG key, or None.
+        more: further pytrees of arrays.
     """
-    if is_traced((staged.inputs, staged.given, key)):
-        return function(staged, staged.inputs, staged.given, key)
-    return _runner(staged, purpose, function)(staged.inputs, staged.given, key)
+    if is_traced((staged.inputs, staged.given, key, more)):
+        return function(staged, staged.inputs, staged.given, key, *more)
+    return _runner(staged, purpose, function)(staged.inputs, staged.given, key, *more)
 
 
 def lower(staged: Staged, purpose: Hashable, function: Callable, key: Any = None):
@@ -56,7 +57,7 @@ def _runner(staged: Staged, purpose: Hashable, function: Callable) -> Callable:
     runner = _RUNNERS.get(cache_key)
     if runner is None:
         skeleton = staged.without_values()
-        runner = jax.jit(lambda inputs, given, key: function(skeleton, inputs, given, key))
+        runner = jax.jit(lambda inputs, given, *rest: function(skeleton, inputs, given, *rest))
         _RUNNERS[cache_key] = runner
         while len(_RUNNERS) > _MAX_RUNNERS:
             _RUNNERS.popitem(last=False)

@@ -153,6 +153,8 @@ class _Translation:
             _refuse(path, "any JSON value is allowed here, to any depth: say which `type`")
         if not isinstance(schema, dict):
             _refuse(path, f"{schema!r} is no schema")
+        if "$id" in schema and schema is not self.root:
+            _refuse(path, "keyword '$id' inside of the schema, which would change what references mean")
         for keyword in schema:
             if keyword not in _SUPPORTED and keyword not in _ANNOTATIONS:
                 _refuse(path, f"keyword {keyword!r}")

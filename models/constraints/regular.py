@@ -82,7 +82,8 @@ class Regex(Constraint):
 
     Attributes:
         pattern: in the syntax of Python's `re`. Look-around, back-references, possessive and atomic groups cannot be
-            had, nor anchors but at the edges, where they change nothing.
+            had, nor anchors but at the edges, where they change nothing. Patterns such as `[ab]*a[ab]{20}`, which must
+            remember every place where a part may have begun, take 2^20 states, and as long to compile.
 
     Raises:
         ValueError: a pattern that Python refuses or that is not regular.
@@ -149,29 +150,38 @@ class Choice(Constraint):
         return from_strings(string.encode() for string in self.strings)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Both(Constraint):
     first: Constraint
     second: Constraint
+
+    def __repr__(self) -> str:
+        return f"({self.first!r} & {self.second!r})"
 
     @functools.cached_property
     def language(self) -> ByteAutomaton:
         return product(self.first.language, self.second.language, union=False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Either(Constraint):
     first: Constraint
     second: Constraint
+
+    def __repr__(self) -> str:
+        return f"({self.first!r} | {self.second!r})"
 
     @functools.cached_property
     def language(self) -> ByteAutomaton:
         return product(self.first.language, self.second.language, union=True)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Not(Constraint):
     constraint: Constraint
+
+    def __repr__(self) -> str:
+        return f"~{self.constraint!r}"
 
     @functools.cached_property
     def language(self) -> ByteAutomaton:

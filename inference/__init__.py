@@ -2,9 +2,10 @@
 
 from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
 from ppl.inference.importance import ImportanceSampling as ImportanceSampling
+from ppl.inference.learned_twist import LearnedTwist as LearnedTwist
 from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
 from ppl.inference.smc import SMC as SMC
 
-__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling", "Lookahead", "Sandwich", "sandwich"]
+__all__ = ["SMC", "EntropicAnnealing", "ImportanceSampling", "LearnedTwist", "Lookahead", "Sandwich", "sandwich"]

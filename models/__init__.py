@@ -8,4 +8,12 @@ from ppl.models.markov_chain import MarkovChain as MarkovChain
 from ppl.models.rewards import RewardModel as RewardModel
 from ppl.models.rewards import SentenceEncoder as SentenceEncoder
 
-__all__ = ["Choice", "JsonSchema", "LanguageModel", "MarkovChain", "Regex", "RewardModel", "SentenceEncoder"]
+__all__ = [
+    "Choice",
+    "JsonSchema",
+    "LanguageModel",
+    "MarkovChain",
+    "Regex",
+    "RewardModel",
+    "SentenceEncoder",
+]

@@ -132,6 +132,18 @@ class Target(abc.ABC):
         whole = self.combination()
         return dataclasses.replace(whole, potentials=(*whole.potentials, Potential(log_weight, 1.0)))
 
+    def watch(self, name: str, function: Callable) -> Combination:
+        """Record a function of the running state after every step as a site.
+
+        Args:
+            name: the site's name.
+            function: maps one particle's running state, see `tilt`, to an array.
+        """
+        if not callable(function):
+            raise TypeError(f"`function` must map the running state to an array, got {type(function).__name__}.")
+        whole = self.combination()
+        return dataclasses.replace(whole, watched=(*whole.watched, (name, function)))
+
     def propose(self, proposal: Callable) -> Combination:
         """Replace the locally optimal proposal.
 
@@ -182,6 +194,7 @@ class Combination(Target):
         require_end: whether generations cut off by the budget are dropped.
         proposal: what replaces the locally optimal proposal, or None.
         steps: how the generation is cut into stretches, or None.
+        watched: names of sites with the functions of the running state that they record.
     """
 
     factors: tuple[tuple[Process, float], ...]
@@ -191,6 +204,7 @@ class Combination(Target):
     require_end: bool = False
     proposal: Callable | None = None
     steps: Steps | None = None
+    watched: tuple[tuple[str, Callable], ...] = ()
 
     def combination(self) -> Combination:
         """Return itself."""
@@ -223,6 +237,7 @@ class Combination(Target):
             self.require_end or other.require_end,
             self.proposal or other.proposal,
             self.steps or other.steps,
+            self.watched + other.watched,
         )
 
     def raised(self, power: float) -> Combination:

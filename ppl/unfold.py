@@ -24,7 +24,7 @@ from ppl.process import Process, unfold
 from ppl.products import product_law, weighted_log_prob
 from ppl.program import Program
 from ppl.staging import scope, staging_options
-from ppl.statements import factor, sample
+from ppl.statements import deterministic, factor, sample
 
 if TYPE_CHECKING:
     from ppl.targets import Combination
@@ -37,7 +37,8 @@ def target_program(target: Combination) -> Program:
     process, power = target.factors[0]
     decode = process.texts if process.writes_text else None
     alone = len(target.factors) == 1 and power == 1 and target.constraint is None and target.proposal is None
-    if alone and not target.tilts and not target.potentials and target.steps is None:
+    changed = target.tilts or target.potentials or target.watched
+    if alone and not changed and target.steps is None:
         return Program(unfold, (process,), decode=decode, target=target)
     return Program(_Unfolding(target), (), decode=decode, target=target)
 
@@ -54,7 +55,7 @@ class _Unfolding:
         self.reward_powers = jnp.asarray([t.power for t in target.tilts], jnp.float32)
         self.potential_powers = jnp.asarray([t.power for t in target.potentials], jnp.float32)
         self.twisted = any(t.twist is not None for t in target.tilts)
-        self.watched = self.twisted or bool(target.potentials) or target.proposal is not None
+        self.watched = self.twisted or bool(target.potentials or target.watched) or target.proposal is not None
         self.can_end = type(self.process).ended is not Process.ended
         self.__name__ = repr(target)
 
@@ -148,6 +149,8 @@ class _Unfolding:
                 (p.log_weight, power) for p, power in zip(self.target.potentials, self.potential_powers, strict=True)
             ]
             factor("potential", self._sum("potential", terms, self._view(carry, t)))
+        for name, function in self.target.watched:
+            deterministic(name, function(self._view(carry, t)))
         return carry
 
     def _view(self, carry, t):

@@ -176,9 +176,7 @@ def read_folder(folder: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
         _NAMES_GPT2 if config.architecture == "gpt2" else NAMES_LLAMA,
         dtype=dtype,
         kernels_in_out=config.architecture == "gpt2",
-        redundant=lambda name: (
-            bool(REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight")
-        ),
+        redundant=lambda name: bool(REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight"),
     )
     return decoder, config, tokenizer
 

@@ -84,6 +84,10 @@ class SMC:
         if self.ess_threshold is not None:
             require_fraction("ess_threshold", self.ess_threshold)
 
+    def __repr__(self) -> str:
+        shown = [f for f in dataclasses.fields(self) if f.name == "num_particles" or getattr(self, f.name) != f.default]
+        return f"SMC({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
     @property
     def guarantee(self) -> str:
         """What the weights stand for: "unbiased", or "heuristic" where annealing is not corrected."""

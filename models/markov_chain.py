@@ -16,8 +16,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import ArrayLike, Float
 
-from ppl.models.constraints.automaton import check_reachable
-from ppl.models.constraints.bound import BoundAutomaton
+from ppl.models.constraints.bound import bind_constraint
 from ppl.models.constraints.vocabulary import Vocabulary
 from ppl.models.language.delimiter import Delimiter
 from ppl.models.language.next_token import NextToken
@@ -102,9 +101,7 @@ class MarkovChain(Process):
         if size > len(string.ascii_lowercase):
             raise ValueError(f"{self!r} has more symbols than there are letters to constrain.")
         letters = tuple(letter.encode() for letter in string.ascii_lowercase[:size])
-        automaton = constraint.compile(Vocabulary(letters))
-        check_reachable(automaton, self.num_steps)
-        return BoundAutomaton(automaton)
+        return bind_constraint(constraint, Vocabulary(letters), self.num_steps, False)
 
     def path_type(self):
         """Return shape and dtype of all that is drawn."""

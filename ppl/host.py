@@ -10,14 +10,14 @@ What goes wrong in it cannot be raised inside a compiled run: the exception is k
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Host", "HostError", "failures", "host"]
+__all__ = ["Host", "HostError", "failures", "host", "population", "record_failure"]
 
 
 class HostError(RuntimeError):
@@ -66,6 +66,28 @@ def failures(*, clear: bool = False) -> list[tuple[str, BaseException]]:
     return found
 
 
+def record_failure(site: str, error: BaseException) -> None:
+    """Keep what a function raised inside a compiled run, for `infer` to raise it."""
+    _FAILURES.append((site, error))
+
+
+def population(leaves: Sequence[Any], ranks: Sequence[int]) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Return the batch of a callback's arguments under any number of vmaps, and each with one leading particle axis.
+
+    Args:
+        leaves: the arguments, with leading axes of size 1 where a vmap did not batch them.
+        ranks: how many axes each has for one particle.
+    """
+    pairs = list(zip(leaves, ranks, strict=True))
+    batch = np.broadcast_shapes(*(np.shape(leaf)[: np.ndim(leaf) - rank] for leaf, rank in pairs))
+    size = int(np.prod(batch))
+    flat = []
+    for leaf, rank in pairs:
+        own = np.shape(leaf)[np.ndim(leaf) - rank :]
+        flat.append(np.broadcast_to(np.asarray(leaf), (*batch, *own)).reshape(size, *own))
+    return batch, flat
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """The callback. Equal ones make equal programs."""
@@ -77,20 +99,14 @@ class _Call:
     ranks: tuple[int, ...]
 
     def __call__(self, *leaves) -> np.ndarray:
-        batch = np.broadcast_shapes(
-            *(np.shape(leaf)[: np.ndim(leaf) - rank] for leaf, rank in zip(leaves, self.ranks, strict=True))
-        )
+        batch, flat = population(leaves, self.ranks)
         size = int(np.prod(batch))
-        flat = []
-        for leaf, rank in zip(leaves, self.ranks, strict=True):
-            own = np.shape(leaf)[np.ndim(leaf) - rank :]
-            flat.append(np.broadcast_to(np.asarray(leaf), (*batch, *own)).reshape(size, *own))
         try:
             values = jax.tree.unflatten(self.tree, flat)
             seen = values if self.read is None else self.read(values)
             return self._checked(self.function(seen), seen, size).reshape(batch)
         except BaseException as error:  # noqa: BLE001  an exception here would lose its cause in the runtime
-            _FAILURES.append((self.site, error))
+            record_failure(self.site, error)
             return np.full(batch, np.nan, np.float32)
 
     def _checked(self, result: Any, seen: Any, size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from ppl.models.constraints.automaton import accepts as accepts
 from ppl.models.constraints.automaton import advance as advance
 from ppl.models.constraints.automaton import allowed as allowed
 from ppl.models.constraints.automaton import check_reachable as check_reachable
+from ppl.models.constraints.grammar import Grammar as Grammar
 from ppl.models.constraints.json_schema import JsonSchema as JsonSchema
 from ppl.models.constraints.regular import Choice as Choice
 from ppl.models.constraints.regular import Constraint as Constraint
@@ -15,6 +16,7 @@ __all__ = [
     "Automaton",
     "Choice",
     "Constraint",
+    "Grammar",
     "JsonSchema",
     "Regex",
     "Vocabulary",

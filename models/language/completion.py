@@ -112,12 +112,9 @@ class Completion(Process):
 
     def bind(self, constraint, require_end: bool):
         """Return a constraint compiled for the vocabulary, and check that some completion can satisfy it."""
-        from ppl.models.constraints.automaton import check_reachable
-        from ppl.models.constraints.bound import BoundAutomaton
+        from ppl.models.constraints.bound import bind_constraint
 
-        automaton = constraint.compile(self.lm.byte_vocabulary)
-        check_reachable(automaton, self.num_steps - int(require_end))
-        return BoundAutomaton(automaton)
+        return bind_constraint(constraint, self.lm.byte_vocabulary, self.num_steps, require_end)
 
     def __repr__(self) -> str:
         prompt = self.lm.tokenizer.decode(self.prompt)
@@ -132,6 +129,8 @@ class _Vocabulary:
         self.lm = lm
 
     def __eq__(self, other):
+        if not isinstance(other, _Vocabulary):
+            return False
         return self.lm is other.lm or self.lm.vocabulary == other.lm.vocabulary
 
     def __str__(self) -> str:

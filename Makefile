@@ -4,6 +4,7 @@
 #   make test    ruff and the tests
 #   make lint    ruff alone
 #   make bench   the benchmarks, with torch as the reference
+#   make bench-text  controlled text against genlm-control and llamppl (an hour)
 #   make bench-kernels  the kernels against those of blackjax, cuthbert and particles
 #   make clean   remove the environment and what tools left behind (not the downloaded weights)
 #
@@ -13,13 +14,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench bench-kernels clean weights
+.PHONY: demo test lint bench bench-text bench-kernels clean weights
 
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-test
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_PEERS := $(VENV)/.installed-bench-text-peers
 INSTALLED_KERNELS := $(VENV)/.installed-bench-kernels
 
 demo: weights
@@ -33,6 +35,9 @@ lint: $(INSTALLED)
 
 bench: weights $(INSTALLED_BENCH)
 	$(BIN) benchmarks/run.py
+
+bench-text: weights $(INSTALLED_PEERS)
+	$(BIN) -m benchmarks.controlled_text
 
 bench-kernels: $(INSTALLED_KERNELS)
 	$(BIN) -m benchmarks.kernels
@@ -63,6 +68,10 @@ $(INSTALLED): pyproject.toml | $(BIN)
 # pip takes torch from whatever index it is configured with; PyPI's wheel for Linux brings several gigabytes of CUDA.
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench-text]'
+	@touch $@
+
+$(INSTALLED_PEERS): $(INSTALLED_BENCH)
+	$(BIN) -m pip install --quiet --disable-pip-version-check -e '.[test,bench-text,bench-text-peers]'
 	@touch $@
 
 # particles 0.4 asks for numpy below 2 and runs with numpy 2: the extra names what it needs, and it comes alone.

@@ -108,7 +108,8 @@ def check_reachable(automaton: Automaton, max_tokens: int) -> None:
     Raises:
         ValueError: every text that satisfies the constraint needs more tokens, or there is none.
     """
-    needed = int(automaton.distance[int(automaton.start)])
+    with jax.ensure_compile_time_eval():  # a model may be staged meanwhile
+        needed = int(automaton.distance[int(automaton.start)])
     if needed == UNREACHABLE:
         raise ValueError(
             f"no text that this vocabulary can write satisfies the constraint, with `max_tokens` = {max_tokens} or any."

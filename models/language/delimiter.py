@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -25,7 +26,8 @@ class Delimiter:
 
     def __init__(self, table: Int[np.ndarray, "L V"]):
         self.complete_mark = table.shape[0]
-        self.table = jnp.asarray(table.astype(np.int32 if table.shape[0] > 255 else np.uint8))
+        with jax.ensure_compile_time_eval():  # it is kept, and may first be asked for while a model is staged
+            self.table = jnp.asarray(table.astype(np.int32 if table.shape[0] > 255 else np.uint8))
 
     def advance(self, mark: Int[Array, ""], drawn: Int[Array, ""]) -> Int[Array, ""]:
         """Return the mark after a token."""

@@ -8,7 +8,8 @@ same, since what remains satisfies the grammar and the weights carry the masses 
 
 A state is the tokens themselves, in the particle's carry; see `parser_states`.
 
-The masks of 32 particles on the 49,152 tokens of SmolLM2 take about 0.6 ms on two cores, the call included.
+For a grammar of JSON, 32 particles with texts of their own and the 49,152 tokens of SmolLM2, on two cores of a CPU: 0.6
+ms a step on the host, 1.6 ms as a compiled run sees it, the bits unpacked; the last token of the budget takes 43 ms.
 """
 
 from __future__ import annotations

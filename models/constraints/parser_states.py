@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ParserStates", "llguidance", "nested", "parser_states"]
 
-_KEPT = 4096  # states at least; a larger population keeps four for each particle
+_KEPT = 1024  # states at least, of about 22 kB each for 49,152 tokens; a larger population keeps four a particle
 _PARALLEL = 8  # new masks from which threads pay
 
 
@@ -53,7 +53,7 @@ def nested(lark: str, marker: int | None = None) -> str:
     return json.dumps({"grammars": [{"lark_grammar": outer}, {"name": "text", "lark_grammar": lark}]})
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def parser_states(lark: str, vocabulary: Vocabulary) -> ParserStates:
     """Return the states of a grammar over a vocabulary; the same for equal arguments."""
     return ParserStates(lark, vocabulary)
@@ -87,7 +87,9 @@ class ParserStates:
         self._empty = _words((t for t in set(range(size)) - set(silent) if not texts[t]), size) & ~self._ends
         self._kept: collections.OrderedDict[bytes, _State] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._start = _State(self._matcher(closing=False), False)
+        matcher = llguidance().LLMatcher(_tokenizer(vocabulary, False), nested(lark), log_level=0)
+        _check(matcher)
+        self._start = _State(matcher, False)
         self._executor = llguidance().LLExecutor()
 
     @property
@@ -173,7 +175,7 @@ class ParserStates:
             return words
         if kind == 0:
             size = len(self.vocabulary.tokens)
-            closing = self._matcher(closing=True)
+            closing = self._closing.deep_copy()
             ids, _ = self.texts.read(row.tolist(), False)
             if not _consume(closing, ids):
                 raise RuntimeError(
@@ -200,16 +202,12 @@ class ParserStates:
             _check(matcher)
         return bits.view(np.uint32)
 
-    def _matcher(self, *, closing: bool) -> Any:
-        if closing:
-            return self._closing.deep_copy()
-        matcher = llguidance().LLMatcher(_tokenizer(self.texts, False), nested(self.lark), log_level=0)
-        _check(matcher)
-        return matcher
-
     @functools.cached_property
     def _closing(self) -> Any:
-        made = llguidance().LLMatcher(_tokenizer(self.texts, True), nested(self.lark, self.texts.marker), log_level=0)
+        """The parser of the grammar followed by the marker, before the first token."""
+        made = llguidance().LLMatcher(
+            _tokenizer(self.vocabulary, True), nested(self.lark, self.texts.marker), log_level=0
+        )
         _check(made)
         return made
 
@@ -267,13 +265,9 @@ class _Wrapped:
         return [self._first_byte + byte for byte in written]
 
 
-def _tokenizer(texts: _Texts, closing: bool) -> Any:
-    package = llguidance()
-    return _tokenizer_of(texts.vocabulary, closing, package)
-
-
 @functools.lru_cache(maxsize=8)
-def _tokenizer_of(vocabulary: Vocabulary, closing: bool, package: Any) -> Any:
+def _tokenizer(vocabulary: Vocabulary, closing: bool) -> Any:
+    package = llguidance()
     return package.LLTokenizer(package.TokenizerWrapper(_Wrapped(_Texts(vocabulary), closing)))
 
 

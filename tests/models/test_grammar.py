@@ -16,7 +16,7 @@ from ppl.inference import SMC
 from ppl.models import Grammar, MarkovChain, Regex
 from ppl.models.constraints import Vocabulary, parser_states
 from ppl.models.constraints.bound import bind_constraint
-from tests.ppl.checks import compilations
+from tests.ppl.checks import assert_mean_within_5_standard_errors, compilations, repeat
 
 SUMS = 'start: "a" | "(" start ")" | start "+" start\n'
 PALINDROMES = 'start: "a" start "a" | "b" start "b" | "c"\n'
@@ -160,11 +160,9 @@ def is_palindrome(text):
 def test_the_evidence_of_a_chain_is_the_sum_over_its_paths(regex):
     exact = exact_log_evidence(CHAIN, lambda t: is_palindrome(t) and (regex is None or t[1] == "a"))
     constraint = Grammar(PALINDROMES) if regex is None else Regex(regex) & Grammar(PALINDROMES)
-    runs = []
-    for seed in range(60):
-        posterior = ppl.infer(CHAIN.constrain(constraint), SMC(32, ess_threshold=1.0), seed=seed)
-        runs.append(np.exp(float(posterior.log_evidence) - exact))
-    assert abs(np.mean(runs) - 1) < 5 * np.std(runs) / np.sqrt(len(runs)) and np.std(runs) > 0
+    target, algorithm = CHAIN.constrain(constraint).program(), SMC(32, ess_threshold=1.0)
+    estimates = repeat(target, algorithm, lambda posterior: jnp.exp(posterior.log_evidence - exact), num_runs=200)
+    assert_mean_within_5_standard_errors(estimates, 1.0)
 
 
 def test_resampled_states_follow_their_ancestors():

@@ -179,7 +179,7 @@ class _Call:
         batch, flat = population(arguments, self.ranks)
         try:
             answer = getattr(parser_states(self.grammar.lark, self.vocabulary), self.question)(*flat)
-            return answer.reshape(*batch, *self.shape)
+            return answer.reshape((*batch, *self.shape))
         except BaseException as error:  # noqa: BLE001  an exception here would lose its cause in the runtime
             record_failure(_SITE, error)
             return np.zeros((*batch, *self.shape), self.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ppl
+from ppl.host import failures
 from ppl.inference import SMC
 from ppl.models import Grammar, MarkovChain, Regex
 from ppl.models.constraints import Vocabulary, parser_states
@@ -163,6 +164,16 @@ def test_the_evidence_of_a_chain_is_the_sum_over_its_paths(regex):
     target, algorithm = CHAIN.constrain(constraint).program(), SMC(32, ess_threshold=1.0)
     estimates = repeat(target, algorithm, lambda posterior: jnp.exp(posterior.log_evidence - exact), num_runs=200)
     assert_mean_within_5_standard_errors(estimates, 1.0)
+
+
+def test_the_density_of_one_path_is_the_chain_s_where_the_grammar_accepts_and_zero_elsewhere():
+    program = CHAIN.constrain(Grammar(PALINDROMES)).program()
+    alone = CHAIN.constrain(Regex("(?s).*")).program()
+    for text in ("abcba", "aacaa", "abcbb", "aaaaa", "cbcbc"):
+        sites = {"path": jnp.array(["abc".index(letter) for letter in text], jnp.int32)}
+        expected = ppl.log_density(alone, sites) if is_palindrome(text) else -np.inf
+        np.testing.assert_allclose(ppl.log_density(program, sites), expected, rtol=1e-6)
+    assert not failures(clear=True)
 
 
 def test_resampled_states_follow_their_ancestors():

@@ -28,7 +28,7 @@ demo: weights
 	$(BIN) scripts/demo.py
 
 test: lint weights
-	$(BIN) -m pytest -n auto --dist loadfile
+	$(BIN) -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN) -m ruff check .

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Host", "HostError", "failures", "host", "population", "record_failure"]
+__all__ = ["Host", "HostError", "host", "population", "record_failure"]
 
 
 class HostError(RuntimeError):
@@ -58,16 +58,25 @@ def host(function: Callable) -> Host:
 _FAILURES: list[tuple[str, BaseException]] = []
 
 
-def failures(*, clear: bool = False) -> list[tuple[str, BaseException]]:
-    """Return what host functions raised since the list was cleared, as (site, exception)."""
-    found = list(_FAILURES)
-    if clear:
+def reporting(run: Callable[[], Any]) -> Any:
+    """Call a function that runs programs, and raise what their host functions raised meanwhile.
+
+    Raises:
+        HostError: the first of them, with the site's name; never under a `jit` or `vmap` of the user's own.
+    """
+    _FAILURES.clear()
+    result = run()
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(result)):
+        return result
+    jax.block_until_ready(result)
+    for site, error in _FAILURES:
         _FAILURES.clear()
-    return found
+        raise HostError(f"the host function of {site!r} failed: {type(error).__name__}: {error}") from error
+    return result
 
 
 def record_failure(site: str, error: BaseException) -> None:
-    """Keep what a function raised inside a compiled run, for `infer` to raise it."""
+    """Keep what a function raised inside a compiled run, for `reporting` to raise it."""
     _FAILURES.append((site, error))
 
 

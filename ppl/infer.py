@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ppl.draws import as_key
 from ppl.errors import AllParticlesDied, InvalidWeight
-from ppl.host import HostError, failures
+from ppl.host import reporting
 from ppl.posterior import Outcome, Posterior
 from ppl.program import as_program
 from ppl.runners import is_traced
@@ -58,15 +58,11 @@ def infer(
     }
     if state is not None:
         options["state"] = state
-    failures(clear=True)
-    posterior = algorithm(program, key, **options)
+    posterior = reporting(lambda: algorithm(program, key, **options))
     status = posterior.status
     if is_traced(status) or jnp.ndim(status.code):
         return posterior
-    outcome = int(status.code)
-    for site, error in failures(clear=True):
-        raise HostError(f"the host function of {site!r} failed: {type(error).__name__}: {error}") from error
-    if outcome == Outcome.OK:
+    if int(status.code) == Outcome.OK:
         return posterior
     raise _failure(program, algorithm, key, posterior)
 

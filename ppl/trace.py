@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from ppl import runners
 from ppl.display import html_table, text_table
 from ppl.draws import as_key
+from ppl.host import reporting
 from ppl.interpret import Interpreter
 from ppl.program import as_program, check_sites
 
@@ -66,7 +67,7 @@ def simulate(program, seed: int = 0) -> Trace:
     """
     staged = as_program(program).stage(keep_rules=False)
     key = as_key(seed)
-    return runners.run(staged, "simulate", _simulate, key)
+    return reporting(lambda: runners.run(staged, "simulate", _simulate, key))
 
 
 def log_density(program, sites: Mapping[str, Any]) -> Float[Array, ""]:
@@ -83,13 +84,14 @@ def log_density(program, sites: Mapping[str, Any]) -> Float[Array, ""]:
     Raises:
         SiteValueError: names that are missing or unknown, or a value of another shape than its site.
         SiteTypeError: a value of another type than its site.
+        HostError: a host function raised, or did not return log-weights.
     """
     program = as_program(program)
     differentiable = runners.is_traced((program.args, program.kwargs, program.conditions, dict(sites)))
     staged = program.stage(keep_rules=differentiable)
     given = check_sites(staged, sites, complete=True)
     staged = dataclasses.replace(staged, given={**staged.given, **given})
-    return runners.run(staged, "log_density", _log_density)
+    return reporting(lambda: runners.run(staged, "log_density", _log_density))
 
 
 def _simulate(staged, inputs, given, key) -> Trace:

@@ -82,6 +82,16 @@ def test_host_functions_that_fail_are_named(site, function, message):
     ppl.infer(CHAIN.tilt(ppl.host(count_ones)), SMC(4))  # the failure is forgotten
 
 
+def test_a_single_trace_reports_failures_too():
+    target = CHAIN.tilt(ppl.host(broken))
+    for run in (
+        lambda: ppl.log_density(target.program(), {"path": jnp.zeros(4, jnp.int32)}),
+        lambda: ppl.simulate(target),
+    ):
+        with pytest.raises(ppl.HostError, match="the host function of 'reward' failed: RuntimeError"):
+            run()
+
+
 def test_host_wants_a_function():
     with pytest.raises(TypeError, match="ppl.host takes a function, got int"):
         ppl.host(3)

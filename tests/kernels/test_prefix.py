@@ -17,7 +17,7 @@ def test_prefix_sums_are_exact(n):
     rng = np.random.default_rng(n)
     whole = rng.integers(0, 2**31 // n, size=n).astype(np.int32)
     part = rng.integers(0, 2**32, size=n, dtype=np.uint64).astype(np.uint32)
-    found = prefix.prefix_sum((jnp.asarray(whole // 2), jnp.asarray(part)))
+    found = jax.jit(prefix.prefix_sum)((jnp.asarray(whole // 2), jnp.asarray(part)))
     exact = np.cumsum(((whole // 2).astype(object) << 32) + part.astype(object))
     joined = (np.asarray(found[0]).astype(object) << 32) + np.asarray(found[1]).astype(object)
     assert joined.tolist() == exact.tolist()
@@ -32,7 +32,7 @@ def test_the_tree_of_other_backends_gives_the_same_bits(n):
         jnp.asarray(rng.integers(0, 2**31 // n - 1, size=n), jnp.int32),
         jnp.asarray(rng.integers(0, 2**32, size=n, dtype=np.uint64).astype(np.uint32)),
     )
-    tree = functools.partial(lax.associative_scan, prefix._add)
+    tree = jax.jit(functools.partial(lax.associative_scan, prefix._add))
     for a, b in zip(prefix.prefix_sum(values), tree(values), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -55,9 +55,9 @@ def test_points_are_placed_alike_by_walking_and_by_searching(n, num, spread):
     place = np.array([int(np.searchsorted(below, p, side="right")) for p in (whole << 32) + part])
     last = int(np.argmax(below == below[-1]))
     expected = np.minimum(place, last)
-    np.testing.assert_array_equal(inverse_cdf.place(drawn, sums, num), expected)
+    np.testing.assert_array_equal(jax.jit(inverse_cdf.place, static_argnums=2)(drawn, sums, num), expected)
 
-    counts = inverse_cdf.count_points(drawn, sums, num, num)
+    counts = jax.jit(inverse_cdf.count_points, static_argnums=3)(drawn, sums, num, num)
     np.testing.assert_array_equal(counts, np.cumsum(np.bincount(expected, minlength=n)))
     searched = jax.jit(inverse_cdf.search_points, static_argnums=2)(drawn, sums, num)
     reached = below == below[-1]

@@ -103,9 +103,5 @@ class MarkovChain(Process):
         letters = tuple(letter.encode() for letter in string.ascii_lowercase[:size])
         return bind_constraint(constraint, Vocabulary(letters), self.num_steps, False)
 
-    def path_type(self):
-        """Return shape and dtype of all that is drawn."""
-        return (self.num_steps,), jnp.int32
-
     def __repr__(self) -> str:
         return f"<MarkovChain of {self.num_steps} tokens over {self.initial_logits.shape[0]}>"

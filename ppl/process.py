@@ -77,10 +77,6 @@ class Process(Target):
         """Return what must be equal in processes that are multiplied, by name."""
         return {"process": type(self).__name__, "steps": self.num_steps}
 
-    def path_type(self) -> tuple[tuple[int, ...], Any]:
-        """Return shape `[num_steps, ...]` and dtype of all that is drawn."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its steps draw, see `Process.path_type`.")
-
     def bind(self, constraint: Any, require_end: bool) -> Any:
         """Return a constraint made for this process's values.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from ppl.control_flow import scan
@@ -84,7 +85,7 @@ class _Unfolding:
         if self.constraint is not None:
             carry["constraint"] = self.constraint.start()
         if self.watched or self.steps is not None:
-            carry["written"] = jnp.zeros(*self.process.path_type())
+            carry["written"] = self._empty_path(carry["states"][0])
         if self.steps is not None:
             carry["count"] = jnp.int32(0)
             carry["mark"] = jnp.int32(0)
@@ -93,6 +94,12 @@ class _Unfolding:
             with scope("twist"):
                 factor("start", carry["psi"])
         return carry
+
+    def _empty_path(self, state):
+        """Return zeros for all that the process draws, `[num_steps, ...]`: its first step's law says of what type."""
+        law = lambda state: self.process.forward(state, jnp.int32(0)).sample(jax.random.key(0))  # noqa: E731
+        drawn = jax.eval_shape(law, state)
+        return jnp.zeros((self.process.num_steps, *drawn.shape), drawn.dtype)
 
     def _step(self, carry, t):
         """One step of a process, weighed."""

@@ -106,10 +106,6 @@ class Completion(Process):
             raise ValueError(f"`delimiter` must be a string that is not empty, or None, got {delimiter!r}.")
         return delimiter_of(delimiter.encode(), self.lm.byte_vocabulary)
 
-    def path_type(self):
-        """Return shape and dtype of all that is drawn."""
-        return (self.num_steps,), jnp.int32
-
     def bind(self, constraint, require_end: bool):
         """Return a constraint compiled for the vocabulary, and check that some completion can satisfy it."""
         from ppl.models.constraints.bound import bind_constraint

@@ -1,11 +1,14 @@
 """What several tests of the language measure in the same way."""
 
 import contextlib
+import inspect
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import ppl
 
@@ -72,3 +75,23 @@ def assert_equal(actual, desired):
 def log_mean_exp(x):
     """Return log(mean(exp(x))) of a vector."""
     return jax.nn.logsumexp(x) - jnp.log(float(len(x)))
+
+
+def line_of(function, text):
+    """Return `file:line` of the first line of a function that holds a text."""
+    lines, first = inspect.getsourcelines(function)
+    offset = next(i for i, line in enumerate(lines) if text in line)
+    return f"{os.path.basename(inspect.getsourcefile(function))}:{first + offset}"
+
+
+def run(function, *args, **kwargs):
+    """Simulate a model that is given as a plain function."""
+    return ppl.simulate(ppl.model(function)(*args, **kwargs))
+
+
+def refusal(error, function, *args):
+    """Return the message with which staging a program is refused."""
+    with pytest.raises(error) as caught:
+        run(function, *args)
+    assert isinstance(caught.value, ppl.ProgramError)
+    return str(caught.value)

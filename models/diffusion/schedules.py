@@ -1,6 +1,6 @@
 """Noise schedules in closed form: how much of the data is left at each time.
 
-`Schedule` says what a schedule is; with u = pi / 2 / (1 + 0.008) these are
+`Schedule` says what a schedule is; with u = pi / 2 / (1 + 0.008) and w = pi / 2 - u these are
 
 | schedule | alpha | sigma |
 |---|---|---|
@@ -12,7 +12,7 @@
 
 Each formula is written so that nothing cancels: 1 - alpha^2 = -expm1(-2 L) for the linear kind, and
 
-    1 - alpha^2 = sin(u t) sin(u (2 - t)) / sin(u)^2                                                              (1)
+    1 - alpha^2 = sin(u t) sin(u t + 2 w) / sin(u)^2                                                              (1)
 
 for the cosine, so that float32 has its full relative accuracy in alpha and sigma at both ends. The ends themselves are
 right: alpha(1) is exactly 0 and log(sigma / alpha) +inf for the cosine and the rectified flow; sigma(0) is exactly 0
@@ -41,8 +41,8 @@ from ppl.models.diffusion.schedule import (
 
 __all__ = ["EDM", "RectifiedFlow", "Schedule", "VarianceExploding", "VariancePreserving"]
 
-_ANGLE = math.pi / 2 / 1.008
-_SIN, _COS = math.sin(_ANGLE), math.sin(math.pi / 2 - _ANGLE)
+_ANGLE, _REST = math.pi / 2 / 1.008, math.pi / 2 * 0.008 / 1.008
+_SIN, _COS = math.sin(_ANGLE), math.sin(_REST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +79,14 @@ class VariancePreserving(Schedule):
         xp, t = arrays_of(t)
         if self.kind == "linear":
             return xp.sqrt(-xp.expm1(-2 * self._decay(t)))
-        return xp.sqrt(xp.sin(_ANGLE * t) * xp.sin(_ANGLE * (2 - t))) / _SIN  # (1)
+        return xp.sqrt(xp.sin(_ANGLE * t) * xp.sin(_ANGLE * t + 2 * _REST)) / _SIN  # (1)
 
     def alpha_rate(self, t):
         """Return d alpha / dt."""
         xp, t = arrays_of(t)
         if self.kind == "linear":
             return -self._decay_rate(t) * self.alpha(t)
-        return -_ANGLE * xp.cos(_ANGLE * (1 - t)) / _SIN
+        return -_ANGLE * xp.sin(_ANGLE * t + _REST) / _SIN
 
     def sigma_rate(self, t):
         """Return d sigma / dt = -alpha alpha' / sigma; +inf at t = 0."""
@@ -99,14 +99,14 @@ class VariancePreserving(Schedule):
         if self.kind == "linear":
             decay = self._decay(t)
             return decay + 0.5 * safe_log(xp, -xp.expm1(-2 * decay))
-        noise = safe_log(xp, xp.sin(_ANGLE * t)) + xp.log(xp.sin(_ANGLE * (2 - t)))
+        noise = safe_log(xp, xp.sin(_ANGLE * t)) + xp.log(xp.sin(_ANGLE * t + 2 * _REST))
         return 0.5 * noise - safe_log(xp, xp.sin(_ANGLE * (1 - t)))
 
     def time(self, log_ratio):
         """Return the time of a log-ratio.
 
-        Linear: 2 L = log(1 + exp(2 lambda)) and the positive root of L's parabola. Cosine: with w = u (1 - t),
-        sin(u t) = sin(u)^2 sigma^2 / (sin u cos w + cos u sin w), so that nothing cancels at t = 0.
+        Linear: 2 L = log(1 + exp(2 lambda)) and the positive root of L's parabola. Cosine: with s = u (1 - t),
+        sin(u t) = sin(u)^2 sigma^2 / (sin u cos s + cos u sin s), so that nothing cancels at t = 0.
         """
         xp, log_ratio = arrays_of(log_ratio)
         log_ratio = xp.clip(log_ratio, self.log_ratio(0.0).item(), self.log_ratio(1.0).item())

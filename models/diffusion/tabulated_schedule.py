@@ -91,7 +91,7 @@ class Tabulated(Schedule):
         low, high, part = self._stretch(xp, t)
         to_nothing = xp.isinf(high)
         linear = low + part * (xp.where(to_nothing, low, high) - low)
-        return xp.where(to_nothing, low - safe_log(xp, 1 - part), linear)
+        return xp.where(to_nothing, low - safe_log(xp, (1 - t) * self._last), linear)  # (2) is the last stretch's
 
     def time(self, log_ratio):
         """Return the time of a log-ratio."""
@@ -103,7 +103,7 @@ class Tabulated(Schedule):
         to_nothing = xp.isinf(high)
         linear = (xp.where(to_nothing, low, log_ratio) - low) / (xp.where(to_nothing, low + 1, high) - low)
         part = xp.where(to_nothing, -xp.expm1(low - log_ratio), linear)
-        return (index + part) / self._last
+        return (index.astype(part.dtype) + part) / self._last
 
     @property
     def _last(self) -> int:
@@ -118,7 +118,7 @@ class Tabulated(Schedule):
         """Return the log-ratios at the ends of the stretch that t lies on, and the part of it that is passed."""
         table = xp.asarray(self._log_ratios, t.dtype)
         index = xp.clip(xp.floor(t * self._last), 0, self._last - 1).astype(np.int32)
-        return table[index], table[index + 1], t * self._last - index
+        return table[index], table[index + 1], t * self._last - index.astype(t.dtype)
 
     def _slopes(self, xp, t):
         """Return lambda where the stretch begins, lambda' in (1), and whether it is (2) that holds there."""

@@ -147,7 +147,7 @@ def test_log_ratio_is_that_of_the_level(name):
 
 
 @every_schedule
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(time=st.floats(0.0, 1.0))
 def test_time_undoes_log_ratio(name, time):
     schedule = SCHEDULES[name]
@@ -162,10 +162,8 @@ def test_time_undoes_log_ratio_in_float32(name):
     np.testing.assert_allclose(back, times, atol=2e-6)
 
 
-@every_schedule
+@pytest.mark.parametrize("name", WITHOUT_NOISE)
 def test_small_times_come_back_to_relative_precision(name):
-    if name not in WITHOUT_NOISE:
-        pytest.skip("noise does not start from none: lambda does not resolve small times")
     times = np.array([1e-12, 1e-9, 1e-6, 1e-3])
     np.testing.assert_allclose(SCHEDULES[name].time(SCHEDULES[name].log_ratio(times)), times, rtol=1e-12)
 

@@ -2,14 +2,16 @@
 
 A process has a start, a forward kernel for each step, and a value once it has ended:
 
-    x_0 = start()
+    y ~ origin()                  the random part of the start, where it has one: noise
+    x_0 = start(y)
     y_t ~ forward(x_t, t)         the random part of a step: a token, the next image, the tokens that are unmasked
     x_(t+1) = advance(x_t, y_t, t)
     value = finish(x_T, y)
 
-so that p(path) = prod_t p(y_t | x_t). A language model, a diffusion model and a masked diffusion model are all
-processes; what combines or reweighs them needs only the kernels' distributions. As a program a process is one
-`ppl.scan` with one site, `path`, which is stored only when `keep` names it.
+so that p(path) = p(y) prod_t p(y_t | x_t). A language model, a diffusion model and a masked diffusion model are all
+processes; what combines or reweighs them needs only the kernels' distributions, which know their backward kernels (see
+`ppl.products`). As a program a process is one `ppl.scan` with one site, `path`, and `origin` before it where the start
+is random; they are stored only when `keep` names them.
 """
 
 from __future__ import annotations
@@ -27,17 +29,22 @@ from ppl.staging import current_staging, scope, staging_options
 from ppl.statements import sample
 from ppl.targets import Combination, Target
 
-__all__ = ["NoDelimiter", "Process", "generate", "unfold"]
+__all__ = ["NoDelimiter", "Process", "draw", "generate", "unfold"]
 
 
 class Process(Target):
     """A generation that unfolds in at most `num_steps` steps. Subclasses define the methods below."""
 
     num_steps: int
+    keeps_path: bool = True  # whether `finish` and `running` read what was drawn
+    resamples_every_step: bool = False  # whether that is the better default for populations
+
+    def origin(self) -> dist.Distribution | None:
+        """Return the distribution of the random part of the start; None where the start is certain."""
 
     @abc.abstractmethod
-    def start(self) -> Any:
-        """Return the first state, a pytree of arrays."""
+    def start(self, *drawn) -> Any:
+        """Return the first state, a pytree of arrays, given what was drawn from `origin`, if anything."""
 
     @abc.abstractmethod
     def forward(self, state: Any, step) -> dist.Distribution:
@@ -76,6 +83,20 @@ class Process(Target):
     def unfolds_like(self) -> dict[str, Any]:
         """Return what must be equal in processes that are multiplied, by name."""
         return {"process": type(self).__name__, "steps": self.num_steps}
+
+    def together(self, target: Combination) -> list[Process]:
+        """Return the processes of a target, of which this is the first, as they unfold together.
+
+        Args:
+            target: the target.
+
+        Raises:
+            ValueError: they have no proposal together.
+        """
+        return [process for process, _ in target.factors]
+
+    def network_calls(self) -> int | None:
+        """Return how often one particle calls a network in a run; None where that is not known."""
 
     def bind(self, constraint: Any, require_end: bool) -> Any:
         """Return a constraint made for this process's values.
@@ -128,15 +149,21 @@ def unfold(process: Process):
     """The program of every process that stands alone."""
 
     def step(state, t):
-        with staging_options(internal=True):
-            drawn = sample("path", process.forward(state, t))
-        return process.advance(state, drawn, t), drawn
+        drawn = draw("path", process.forward(state, t))
+        return process.advance(state, drawn, t), drawn if process.keeps_path else None
 
-    state = process.start()
+    origin = process.origin()
+    state = process.start() if origin is None else process.start(draw("origin", origin))
     can_end = type(process).ended is not Process.ended
     steps = jnp.arange(process.num_steps)
     state, path = scan(step, state, steps, until=process.ended if can_end else None)
     return process.finish(state, path)
+
+
+def draw(name: str, law: dist.Distribution, proposal: dist.Distribution | None = None) -> Any:
+    """Draw the random part of a start or of a step, as a site that is stored only when it is named."""
+    with staging_options(internal=True):
+        return sample(name, law, proposal=proposal)
 
 
 def generate(program_or_process, *, name: str | None = None) -> Any:

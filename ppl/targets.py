@@ -29,12 +29,14 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ppl.errors import SiteTypeError
 from ppl.host import Host
 
 if TYPE_CHECKING:
+    import numpyro.distributions as dist
+
     from ppl.process import Process
     from ppl.program import Program
 
@@ -173,6 +175,34 @@ class Potential:
     power: float
 
 
+class Corrector(Protocol):
+    """How a step is drawn and weighed. Correctors are hashable: with the target they decide what is compiled."""
+
+    def __call__(
+        self, processes: list[Process], states: list[Any], powers: Any, signs: list[float], step: Any, allowed: Any
+    ) -> tuple[dist.Distribution, Callable[[Any], Any] | None]:
+        """Return the law of the random part of a step, and the weight of what is drawn, None for 0.
+
+        Args:
+            processes: the factors.
+            states: their states.
+            powers: `float32[factors]`.
+            signs: the powers as Python numbers.
+            step: its number, int32.
+            allowed: what a constraint allows, or None.
+        """
+
+
+class Moves(Protocol):
+    """A Markov kernel on a target's states, applied before each step."""
+
+    def __call__(self, processes: list[Process], states: list[Any], powers: Any, step: Any) -> list[Any]:
+        """Return moved states."""
+
+    def network_calls(self, processes: list[Process]) -> int:
+        """Return how often one particle calls networks for moves in a run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """How a generation is cut into stretches; see `Target.by_steps`."""
@@ -195,6 +225,8 @@ class Combination(Target):
         proposal: what replaces the locally optimal proposal, or None.
         steps: how the generation is cut into stretches, or None.
         watched: names of sites with the functions of the running state that they record.
+        corrector: how a step is drawn and weighed, where not by (2); an algorithm's choice, see `Corrector`.
+        moves: a kernel that moves states between steps; an algorithm's choice, see `Moves`.
     """
 
     factors: tuple[tuple[Process, float], ...]
@@ -205,6 +237,8 @@ class Combination(Target):
     proposal: Callable | None = None
     steps: Steps | None = None
     watched: tuple[tuple[str, Callable], ...] = ()
+    corrector: Corrector | None = None
+    moves: Moves | None = None
 
     def combination(self) -> Combination:
         """Return itself."""
@@ -270,6 +304,14 @@ class Combination(Target):
             named = ", ".join(f"{process!r} ** {power:g}" for process, power in self.factors)
             raise ValueError(f"the powers of {named} sum to {total:g}; a target's powers must sum to more than 0.")
         return target_program(self)
+
+    def network_calls(self) -> int | None:
+        """Return how often one particle calls networks in a run; None where that is not known."""
+        calls = [process.network_calls() for process, _ in self.factors]
+        if None in calls:
+            return None
+        moves = 0 if self.moves is None else self.moves.network_calls([process for process, _ in self.factors])
+        return sum(calls) + moves
 
     def __repr__(self) -> str:
         parts = [repr(p) if power == 1 else f"{p!r} ** {power:g}" for p, power in self.factors]

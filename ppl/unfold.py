@@ -2,8 +2,8 @@
 
 See `ppl.targets` for the mathematics; equation numbers are that module's. Sites and factors of the program:
 
-    path          what the steps draw, stored only when named
-    step          the processes' terms of the weight (2)
+    origin, path  what the start and the steps draw, stored only when named
+    start, step   the processes' terms of the weight (2)
     twist/start, twist, reward      psi at the start and on the way; r less the last psi at the end
     potential     what `weigh_steps` adds
     constraint    0 or -inf at the end: a run's proposal never breaks a constraint, a given path may
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from ppl.control_flow import scan
 from ppl.host import Host
-from ppl.process import Process, unfold
-from ppl.products import product_law, weighted_log_prob
+from ppl.process import Process, draw, unfold
+from ppl.products import product_law
 from ppl.program import Program
-from ppl.staging import scope, staging_options
-from ppl.statements import deterministic, factor, sample
+from ppl.staging import scope
+from ppl.statements import deterministic, factor
 
 if TYPE_CHECKING:
     from ppl.targets import Combination
@@ -38,8 +38,8 @@ def target_program(target: Combination) -> Program:
     process, power = target.factors[0]
     decode = process.texts if process.writes_text else None
     alone = len(target.factors) == 1 and power == 1 and target.constraint is None and target.proposal is None
-    changed = target.tilts or target.potentials or target.watched
-    if alone and not changed and target.steps is None:
+    changed = target.tilts or target.potentials or target.watched or target.steps or target.corrector or target.moves
+    if alone and not changed:
         return Program(unfold, (process,), decode=decode, target=target)
     return Program(_Unfolding(target), (), decode=decode, target=target)
 
@@ -48,7 +48,10 @@ class _Unfolding:
     """The function of a target's program. Powers are arrays that it closes over: another value compiles nothing."""
 
     def __init__(self, target: Combination):
-        self.target, self.process = target, target.process
+        self.target = target
+        self.processes = target.process.together(target)
+        self.process = self.processes[0]
+        self.corrector = target.corrector or _product_step
         self.constraint = target.bound_constraint()
         self.steps = None if target.steps is None else (target.steps, self.process.delimit(target.steps.delimiter))
         self.signs = [power for _, power in target.factors]
@@ -56,7 +59,8 @@ class _Unfolding:
         self.reward_powers = jnp.asarray([t.power for t in target.tilts], jnp.float32)
         self.potential_powers = jnp.asarray([t.power for t in target.potentials], jnp.float32)
         self.twisted = any(t.twist is not None for t in target.tilts)
-        self.watched = self.twisted or bool(target.potentials or target.watched) or target.proposal is not None
+        watched = self.twisted or bool(target.potentials or target.watched) or target.proposal is not None
+        self.writes = (watched and self.process.keeps_path) or self.steps is not None
         self.can_end = type(self.process).ended is not Process.ended
         self.__name__ = repr(target)
 
@@ -81,10 +85,10 @@ class _Unfolding:
         return value
 
     def _start(self) -> dict[str, Any]:
-        carry: dict[str, Any] = {"states": [process.start() for process, _ in self.target.factors]}
+        carry: dict[str, Any] = {"states": self._start_states()}
         if self.constraint is not None:
             carry["constraint"] = self.constraint.start()
-        if self.watched or self.steps is not None:
+        if self.writes:
             carry["written"] = self._empty_path(carry["states"][0])
         if self.steps is not None:
             carry["count"] = jnp.int32(0)
@@ -95,6 +99,17 @@ class _Unfolding:
                 factor("start", carry["psi"])
         return carry
 
+    def _start_states(self):
+        """Draw the start, where it is random, and weigh it."""
+        laws = [process.origin() for process in self.processes]
+        if laws[0] is None:
+            return [process.start() for process in self.processes]
+        law, log_weight = product_law(laws, self.powers, self.signs)
+        drawn = draw("origin", law)
+        if log_weight is not None:
+            factor("start", log_weight(drawn))
+        return [process.start(drawn) for process in self.processes]
+
     def _empty_path(self, state):
         """Return zeros for all that the process draws, `[num_steps, ...]`: its first step's law says of what type."""
         law = lambda state: self.process.forward(state, jnp.int32(0)).sample(jax.random.key(0))  # noqa: E731
@@ -103,8 +118,20 @@ class _Unfolding:
 
     def _step(self, carry, t):
         """One step of a process, weighed."""
+        if self.target.moves is not None:
+            carry = self._move(carry, t)
         carry, drawn = self._draw(carry, t)
-        return self._watch(carry, t + 1), drawn
+        return self._watch(carry, t + 1), drawn if self.process.keeps_path else None
+
+    def _move(self, carry, t):
+        """Move a state by a kernel that leaves its level's density as it is; the twist follows it."""
+        carry = carry | {"states": self.target.moves(self.processes, carry["states"], self.powers, t)}
+        if not self.twisted:
+            return carry
+        psi = self._psi(carry, t)
+        with scope("moved"):
+            factor("twist", psi - carry["psi"])
+        return carry | {"psi": psi}
 
     def _stretch(self, carry, _):
         """Steps up to a delimiter, or as many as a stretch may take; inside it nothing is resampled."""
@@ -123,25 +150,21 @@ class _Unfolding:
     def _draw(self, carry, t):
         """Draw the random part of step t from F and weigh it by the processes' terms of (2)."""
         target, states = self.target, carry["states"]
-        laws = [process.forward(state, t) for (process, _), state in zip(target.factors, states, strict=True)]
         allowed = None
         if self.constraint is not None:
             budget = self.process.budget_after(t, target.require_end)
             allowed = self.constraint.allowed(carry["constraint"], budget)
-        law = product_law(laws, self.powers, self.signs, allowed)
+        law, log_weight = self.corrector(self.processes, states, self.powers, self.signs, t, allowed)
         proposal = None
         if target.proposal is not None:
-            proposal = target.proposal(law, self.process.running(states[0], carry["written"], t))
-        with staging_options(internal=True):
-            drawn = sample("path", law, proposal=proposal)
-        if law is not laws[0]:
-            factor("step", _increment(laws, self.powers, self.signs, law, drawn))
-        new = carry | {
-            "states": [p.advance(state, drawn, t) for (p, _), state in zip(target.factors, states, strict=True)]
-        }
+            proposal = target.proposal(law, self._view(carry, t))
+        drawn = draw("path", law, proposal)
+        if log_weight is not None:
+            factor("step", log_weight(drawn))
+        new = carry | {"states": [p.advance(state, drawn, t) for p, state in zip(self.processes, states, strict=True)]}
         if self.constraint is not None:
             new["constraint"] = self.constraint.advance(carry["constraint"], drawn)
-        if "written" in carry:
+        if self.writes:
             new["written"] = carry["written"].at[t].set(drawn)
         return new, drawn
 
@@ -161,7 +184,7 @@ class _Unfolding:
         return carry
 
     def _view(self, carry, t):
-        return self.process.running(carry["states"][0], carry["written"], jnp.asarray(t, jnp.int32))
+        return self.process.running(carry["states"][0], carry.get("written"), jnp.asarray(t, jnp.int32))
 
     def _psi(self, carry, t):
         tilts = zip(self.target.tilts, self.reward_powers, strict=True)
@@ -186,9 +209,7 @@ class _Unfolding:
         return total
 
 
-def _increment(laws, powers, signs, law, drawn):
-    """The weight (2) of one step; -inf where nothing could be drawn."""
-    log_drawn = law.log_prob(drawn)
-    weighted = weighted_log_prob(laws, powers, signs, drawn)
-    possible = (log_drawn > -jnp.inf) & (weighted > -jnp.inf)
-    return jnp.where(possible, weighted - jnp.where(possible, log_drawn, 0.0), -jnp.inf)
+def _product_step(processes, states, powers, signs, t, allowed):
+    """The step of (2): drawn from the locally optimal law of the processes' kernels."""
+    laws = [process.forward(state, t) for process, state in zip(processes, states, strict=True)]
+    return product_law(laws, powers, signs, allowed)

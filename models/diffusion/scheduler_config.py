@@ -10,25 +10,17 @@ levels are chosen and stepped through is asked of `Diffusion.reverse`.
 | the same with `use_flow_sigmas`, and `FlowMatch..` | `RectifiedFlow`, of the shift | "velocity" |
 | `EDM..`, and Euler with continuous times | `EDM`, or `VarianceExploding` | "x0", of a preconditioned network |
 
-Discrete classes have T steps of beta, by `beta_schedule`, i = 0 .. T - 1:
-
-    linear              beta_i = beta_start + i / (T - 1) (beta_end - beta_start)                                 (1)
-    scaled_linear       beta_i the square of (1) between the square roots
-    squaredcos_cap_v2   beta_i = min(1 - f((i + 1) / T) / f(i / T), 0.999), f(s) = cos(pi/2 (s + 0.008) / 1.008)^2
-    alpha_i^2           = prod_(j <= i) (1 - beta_j)                                                              (2)
-
-`rescale_betas_zero_snr` maps alpha_i to (alpha_i - alpha_(T-1)) alpha_0 / (alpha_0 - alpha_(T-1)), which leaves no data
-in the last step; some samplers of diffusers then put 2^-24 for alpha^2 there, here it is 0.
+Of `rescale_betas_zero_snr` some samplers of diffusers leave alpha^2 = 2^-24 in the last step; here it is 0.
 
 The networks of the EDM family do not predict any of our five things but F, with s the noise level and d = `sigma_data`:
 
-    D = d^2 / (s^2 + d^2) x + sign s d / sqrt(s^2 + d^2) F(x / sqrt(s^2 + d^2), log(s) / 4)                       (3)
+    D = d^2 / (s^2 + d^2) x + sign s d / sqrt(s^2 + d^2) F(x / sqrt(s^2 + d^2), log(s) / 4)                       (1)
 
-sign = 1 for `prediction_type` "epsilon" and -1 for "v_prediction". `network_denoiser` puts (3) around a network, and
+sign = 1 for `prediction_type` "epsilon" and -1 for "v_prediction". `network_denoiser` puts (1) around a network, and
 gives networks of the other classes the time in the unit that they were trained with.
 
-Source: diffusers 0.36, `schedulers/`; (2) with zero SNR Lin et al. 2023 (arXiv 2305.08891), algorithm 1; (3) Karras et
-al. 2022 (arXiv 2206.00364), eq. 7.
+Source: the `schedulers/` of diffusers, and files of models published with its versions 0.2 to 0.36, for the names and
+their meaning; (1) Karras et al. 2022 (arXiv 2206.00364), eq. 7.
 """
 
 from __future__ import annotations
@@ -43,12 +35,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.models.diffusion.beta_schedules import alphas_cumprod, betas
 from ppl.models.diffusion.schedules import EDM, RectifiedFlow, Schedule, VarianceExploding
 from ppl.models.diffusion.tabulated_schedule import Tabulated
 
-__all__ = ["BETA_SCHEDULES", "SCHEDULER_CLASSES", "network_denoiser", "read_scheduler"]
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+__all__ = ["SCHEDULER_CLASSES", "network_denoiser", "read_scheduler"]
 
 _DISCRETE = (
     "DDIMInverseScheduler",
@@ -105,7 +96,7 @@ def read_scheduler(
         _preconditioning(settings, name)
         return _continuous(settings, name), "x0"
     predicts = _prediction(settings, name, _PREDICTIONS)
-    return Tabulated(tuple(_alphas_cumprod(settings, name).tolist())), _PREDICTIONS[predicts]
+    return Tabulated(tuple(_table(settings, name).tolist())), _PREDICTIONS[predicts]
 
 
 def network_denoiser(
@@ -121,7 +112,7 @@ def network_denoiser(
 
     Returns:
         `(x, t, **conditions) -> output`, for `Diffusion` with the schedule and the prediction of `read_scheduler`;
-        for EDM classes the output is the denoised value (3).
+        for EDM classes the output is the denoised value, (1).
 
     Raises:
         FileNotFoundError, ValueError, TypeError: as `read_scheduler`.
@@ -139,7 +130,7 @@ def network_denoiser(
         sigma = jnp.asarray(schedule.sigma(t), x.dtype)
         norm = jnp.hypot(sigma, scale)
         output = network(x / norm, jnp.log(sigma) / 4, **conditions)
-        return (scale / norm) ** 2 * x + sign * sigma * scale / norm * output  # (3)
+        return (scale / norm) ** 2 * x + sign * sigma * scale / norm * output  # (1)
 
     return denoise
 
@@ -178,7 +169,7 @@ def _is_flow(settings: Mapping[str, Any], name: str) -> bool:
 
 
 def _is_preconditioned(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether the network is preconditioned by (3); Euler's continuous times say so of v only."""
+    """Whether the network is preconditioned by (1); Euler's continuous times say so of v only."""
     continuous = settings.get("timestep_type") == "continuous" and settings.get("prediction_type") == "v_prediction"
     return name in _EDM or (name == "EulerDiscreteScheduler" and continuous)
 
@@ -222,7 +213,7 @@ def _continuous(settings: Mapping[str, Any], name: str) -> Schedule:
 
 
 def _preconditioning(settings: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """Return d and the sign in (3)."""
+    """Return d and the sign in (1)."""
     predicts = _prediction(settings, name, ("epsilon", "v_prediction"))
     scale = _number(settings, name, "sigma_data") if name in _EDM else 1.0
     if scale <= 0:
@@ -239,37 +230,19 @@ def _prediction(settings: Mapping[str, Any], name: str, accepted) -> str:
     return predicts
 
 
-def _alphas_cumprod(settings: Mapping[str, Any], name: str) -> np.ndarray:
-    """Return alpha^2 at each step, (2)."""
-    betas = _betas(settings, name)
-    if betas.ndim != 1 or betas.size < 2 or not np.all((betas > 0) & (betas < 1)):
-        raise ValueError(f"{name}: the betas must be at least 2 numbers between 0 and 1, got {betas}.")
-    table = np.exp(np.cumsum(np.log1p(-betas)))
-    if not settings.get("rescale_betas_zero_snr"):
-        return table
-    alpha = np.sqrt(table)
-    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-
-
-def _betas(settings: Mapping[str, Any], name: str) -> np.ndarray:
+def _table(settings: Mapping[str, Any], name: str) -> np.ndarray:
+    """Return alpha^2 at each step."""
     if settings.get("trained_betas") is not None:
         try:
-            return np.asarray(settings["trained_betas"], float)
+            given = np.asarray(settings["trained_betas"], float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}: `trained_betas` must be a list of numbers: {error}.") from error
-    kind = _setting(settings, name, "beta_schedule")
-    if kind not in BETA_SCHEDULES:
-        raise ValueError(f"{name}: `beta_schedule` must be one of {_listed(BETA_SCHEDULES)}, got {kind!r}.")
-    steps = _steps(settings, name)
-    if kind == "squaredcos_cap_v2":
-        signal = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-    start, end = _number(settings, name, "beta_start"), _number(settings, name, "beta_end")
-    if kind == "linear":
-        return np.linspace(start, end, steps)
-    if start < 0 or end < 0:
-        raise ValueError(f"{name}: `beta_start` and `beta_end` must be positive, got {start} and {end}.")
-    return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+    else:
+        kind, ends = _setting(settings, name, "beta_schedule"), {}
+        if kind != "squaredcos_cap_v2":
+            ends = {end: _number(settings, name, f"beta_{end}") for end in ("start", "end")}
+        given = betas(kind, _steps(settings, name), **ends)
+    return alphas_cumprod(given, bool(settings.get("rescale_betas_zero_snr")))
 
 
 def _steps(settings: Mapping[str, Any], name: str) -> int:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppl.models.diffusion.beta_schedules import BETA_SCHEDULES
 from ppl.models.diffusion.predictions import to_denoised
-from ppl.models.diffusion.scheduler_config import BETA_SCHEDULES, SCHEDULER_CLASSES, network_denoiser, read_scheduler
+from ppl.models.diffusion.scheduler_config import SCHEDULER_CLASSES, network_denoiser, read_scheduler
 from ppl.models.diffusion.schedules import EDM, RectifiedFlow, VarianceExploding
 from ppl.models.diffusion.tabulated_schedule import Tabulated
 
@@ -235,7 +236,7 @@ def without(config, *keys):
         (without(DDPM, "num_train_timesteps"), "DDPMScheduler needs `num_train_timesteps`"),
         ({"_class_name": "DDPMScheduler"}, "needs `beta_schedule`, and the scheduler config has only: no settings"),
         ({**DDPM, "beta_start": "0.1"}, "`beta_start` must be a finite number, got '0.1'"),
-        ({**DDPM, "beta_end": 1.5}, "the betas must be at least 2 numbers between 0 and 1"),
+        ({**DDPM, "beta_end": 1.5}, "The betas must be at least 2 numbers between 0 and 1"),
         (
             {**DDPM, "beta_schedule": "scaled_linear", "beta_start": -0.1},
             "`beta_start` and `beta_end` must be positive",
@@ -243,7 +244,7 @@ def without(config, *keys):
         ({**DDPM, "num_train_timesteps": 1}, "`num_train_timesteps` must be an int of at least 2, got 1"),
         ({**DDPM, "num_train_timesteps": 10.5}, "`num_train_timesteps` must be an int of at least 2, got 10.5"),
         ({**DDPM, "trained_betas": [0.1, "a"]}, "`trained_betas` must be a list of numbers"),
-        ({**DDPM, "trained_betas": [0.1]}, "the betas must be at least 2 numbers"),
+        ({**DDPM, "trained_betas": [0.1]}, "The betas must be at least 2 numbers"),
         ({**DDPM, "use_flow_sigmas": True}, "must have `prediction_type` 'flow_prediction', got 'epsilon'"),
         (without(FLUX, "shift", "use_dynamic_shifting"), "FlowMatchEulerDiscreteScheduler needs `shift`"),
         (FLUX, "has `use_dynamic_shifting`: give `image_tokens`"),

@@ -117,13 +117,15 @@ def test_schedules_that_are_whole_are_exact_at_both_ends(of, to):
 
 
 @every_pair
-def test_every_time_is_finite_in_float32(of, to):
+def test_every_time_is_finite_and_every_scale_precise_in_float32(of, to):
     of, to = SCHEDULES[of], SCHEDULES[to]
     close = 2.0 ** -jnp.arange(1.0, 24.0, 3.0)
     times = jnp.concatenate([jnp.array([0.0, 1.0]), close, 1 - close])
     t, scale = corresponding(of, to, times)
     assert t.dtype == scale.dtype == jnp.float32
     assert np.all((t >= 0) & (t <= 1)) and np.all(np.isfinite(scale)) and np.all(scale > 0)
+    _, wide = corresponding(of, to, np.asarray(times, np.float64))
+    np.testing.assert_allclose(scale, wide, rtol=1e-5)
 
 
 def test_a_level_that_the_model_never_saw_is_its_nearest():

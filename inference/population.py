@@ -139,4 +139,6 @@ def _complete(posterior: Posterior, staged: Staged, program: Program) -> Posteri
     if "ancestors" not in diagnostics:  # nothing was ever resampled: everybody is their own
         steps = diagnostics["ess"].shape[0]
         diagnostics["ancestors"] = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), (steps, num))
+    if program.target is not None and (calls := program.target.combination().network_calls()) is not None:
+        diagnostics["network_calls"] = calls * num
     return dataclasses.replace(posterior, present=present, diagnostics=diagnostics, decode=program.decode)

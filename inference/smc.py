@@ -32,6 +32,7 @@ from jax import lax
 
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
+from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
@@ -46,6 +47,7 @@ from ppl.program import Program, as_program
 __all__ = ["SMC"]
 
 DEFAULT_THRESHOLD = 0.5
+_WEAKER = ("unbiased", "discretised", "heuristic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +59,14 @@ class SMC:
         resampler: the name of a scheme in `ppl.kernels.resampling`, or a function
             `(key, log_weights[N], num) -> int32[num]` with `E[offspring of n] = num * W_n`.
         ess_threshold: resample when the effective sample size falls below this fraction of the particles: 1.0 or more
-            resamples at every iteration, 0.0 never. None is 0.5.
+            resamples at every iteration, 0.0 never. None is 0.5, and 1.0 for a diffusion target without a reward.
         annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
             heuristic.
         twist: a function of the running state of a process or target, as for `Target.tilt`, in nats: what the
             algorithm expects of a particle. It steers which ones survive; what the run estimates stays the same.
         lookahead: a `Lookahead`: each particle tries the next iteration before it is chosen.
+        corrector: how the steps of a diffusion target are weighed: "auto", which is `KernelRatio()`, the unbiased one;
+            `FeynmanKac()`, whose increments are those of continuous time; or "none": no weights at all.
     """
 
     num_particles: int
@@ -71,6 +75,7 @@ class SMC:
     annealing: EntropicAnnealing | None = None
     twist: Callable | Host | None = None
     lookahead: Lookahead | None = None
+    corrector: str | KernelRatio | FeynmanKac = "auto"
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
@@ -81,6 +86,10 @@ class SMC:
             raise TypeError(f"`lookahead` must be a Lookahead or None, got {self.lookahead!r}.")
         if self.twist is not None and not callable(self.twist) and not isinstance(self.twist, Host):
             raise TypeError(f"`twist` must be a function, ppl.host(function) or None, got {self.twist!r}.")
+        if self.corrector not in ("auto", "none") and not isinstance(self.corrector, KernelRatio | FeynmanKac):
+            raise ValueError(
+                f"`corrector` must be 'auto', 'none', KernelRatio() or FeynmanKac(), got {self.corrector!r}."
+            )
         if self.ess_threshold is not None:
             require_fraction("ess_threshold", self.ess_threshold)
 
@@ -90,30 +99,60 @@ class SMC:
 
     @property
     def guarantee(self) -> str:
-        """What the weights stand for: "unbiased", or "heuristic" where annealing is not corrected."""
-        return "unbiased" if self.annealing is None or self.annealing.exact else "heuristic"
+        """What the weights stand for: "unbiased"; less where annealing or the corrector promise less."""
+        promised = [self._corrector.guarantee]
+        if self.annealing is not None and not self.annealing.exact:
+            promised.append("heuristic")
+        return max(promised, key=_WEAKER.index)
+
+    @property
+    def _corrector(self) -> KernelRatio | FeynmanKac | Uncorrected:
+        if isinstance(self.corrector, str):
+            return KernelRatio() if self.corrector == "auto" else Uncorrected()
+        return self.corrector
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
-        return run_population(self._steered(program), self, key, keep=keep, progress=progress)
+        program, algorithm = self._prepared(program)
+        return run_population(program, algorithm, key, keep=keep, progress=progress)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return blame_sites(self._steered(program), self, key)
+        return blame_sites(*self._prepared(program), key)
 
-    def _steered(self, program) -> Program:
-        """Return the program with this algorithm's twist in it, which leaves its measure as it is."""
+    def _prepared(self, program) -> tuple[Program, SMC]:
+        """Return the program with this algorithm's twist and corrector in it, and the algorithm's defaults for it."""
         program = as_program(program)
-        if self.twist is None:
-            return program
-        if program.target is None:
-            raise TypeError(
-                f"`twist` sees the running state of a process or a target; {program!r} is neither. In a model, add "
-                "ppl.factor(...) of the guess and take it out again."
+        target = program.target
+        if target is None:
+            if self.twist is not None:
+                raise TypeError(
+                    f"`twist` sees the running state of a process or a target; {program!r} is neither. In a model, add "
+                    "ppl.factor(...) of the guess and take it out again."
+                )
+            if self.corrector != "auto":
+                raise TypeError(f"`corrector` is for processes and targets; {program!r} is neither.")
+            return program, self
+        changed = whole = target.combination()
+        if self.twist is not None:
+            changed = changed.tilt(lambda value: 0.0, twist=self.twist)
+        changed = self._corrector.apply(changed)
+        algorithm = self
+        if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
+            algorithm = dataclasses.replace(self, ess_threshold=1.0)
+        self._check_parting(whole)
+        if changed is whole:
+            return program, algorithm
+        return dataclasses.replace(changed.program(), conditions=program.conditions), algorithm
+
+    def _check_parting(self, target) -> None:
+        """Refuse to resample particles that never part again."""
+        if isinstance(self.corrector, FeynmanKac) and target.process.churn == 0 and self.ess_threshold != 0.0:
+            raise ValueError(
+                f"at churn 0 the copies of a particle stay equal for ever, got `ess_threshold` {self.ess_threshold}: "
+                "take 0.0, or a process with churn."
             )
-        twisted = program.target.tilt(lambda value: 0.0, twist=self.twist)
-        return dataclasses.replace(twisted.program(), conditions=program.conditions)
 
     def selection(self) -> OnlyWeigh:
         """Return what happens at the end of an outermost iteration."""
@@ -152,7 +191,8 @@ class SMC:
             The posterior; its first particle is that path. If the path is an exact sample, the mean of
             1 / exp(log_evidence) over runs is 1 / Z.
         """
-        return run_population(self._steered(program), self, key, keep=None, progress=False, retained=retained)
+        program, algorithm = self._prepared(program)
+        return run_population(program, algorithm, key, keep=None, progress=False, retained=retained)
 
 
 @dataclasses.dataclass(frozen=True)

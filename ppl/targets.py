@@ -176,7 +176,7 @@ class Potential:
 
 
 class Corrector(Protocol):
-    """How a step is drawn and weighed. Correctors are hashable: with the target they decide what is compiled."""
+    """How a step is drawn and weighed. One whose attribute `weighs` is False does without the start's weight too."""
 
     def __call__(
         self, processes: list[Process], states: list[Any], powers: Any, signs: list[float], step: Any, allowed: Any

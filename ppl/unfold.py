@@ -48,10 +48,9 @@ class _Unfolding:
     """The function of a target's program. Powers are arrays that it closes over: another value compiles nothing."""
 
     def __init__(self, target: Combination):
-        self.target = target
-        self.processes = target.process.together(target)
-        self.process = self.processes[0]
+        self.target, self.process = target, target.process
         self.corrector = target.corrector or _product_step
+        self.weighs = getattr(target.corrector, "weighs", True)
         self.constraint = target.bound_constraint()
         self.steps = None if target.steps is None else (target.steps, self.process.delimit(target.steps.delimiter))
         self.signs = [power for _, power in target.factors]
@@ -65,6 +64,9 @@ class _Unfolding:
         self.__name__ = repr(target)
 
     def __call__(self) -> Any:
+        # Not before: an algorithm may have chosen another corrector for what the target would refuse.
+        self.processes = self.process.together(self.target)
+        self.process = self.processes[0]
         carry = self._start()
         if self.steps is None:
             steps = jnp.arange(self.process.num_steps)
@@ -106,7 +108,7 @@ class _Unfolding:
             return [process.start() for process in self.processes]
         law, log_weight = product_law(laws, self.powers, self.signs)
         drawn = draw("origin", law)
-        if log_weight is not None:
+        if log_weight is not None and self.weighs:
             factor("start", log_weight(drawn))
         return [process.start(drawn) for process in self.processes]
 
@@ -158,6 +160,8 @@ class _Unfolding:
         proposal = None
         if target.proposal is not None:
             proposal = target.proposal(law, self._view(carry, t))
+            if not self.weighs:
+                law, proposal = proposal, None
         drawn = draw("path", law, proposal)
         if log_weight is not None:
             factor("step", log_weight(drawn))

@@ -84,28 +84,20 @@ class Levels:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return all(np.array_equal(mine, yours) for mine, yours in pairs)
 
-    def reverse_variance(self, kind: str, error: np.ndarray | None = None) -> np.ndarray:
-        """Return the variance of the reverse kernels, `[K]`.
-
-        Args:
-            kind: one of `VARIANCES`.
-            error: of "matched", the denoised value's mean squared error a dimension at levels 0 .. K - 1.
+    def reverse_variance(self, kind: str) -> np.ndarray:
+        """Return the "posterior" or the "noising" variance of the reverse kernels, `[K]`.
 
         Raises:
-            ValueError: the variance is infinite or 0 at some step.
+            ValueError: it is infinite at some step.
         """
-        before, after = self.sigma[:-1] ** 2, self.sigma[1:] ** 2
-        if kind == "noising":
-            with np.errstate(divide="ignore"):
-                result = self.variance / self.rate**2
-            if not np.all(np.isfinite(result)):
-                raise ValueError(
-                    "`variance` 'noising' is infinite at a level without data: start the grid later, or take 'matched'."
-                )
-            return result
-        result = self.variance * after / before
-        if kind == "matched":
-            result = result + (self.alpha[1:] * self.variance / before) ** 2 * error
+        if kind == "posterior":
+            return self.variance * (self.sigma[1:] / self.sigma[:-1]) ** 2
+        with np.errstate(divide="ignore"):
+            result = self.variance / self.rate**2
+        if not np.all(np.isfinite(result)):
+            raise ValueError(
+                "`variance` 'noising' is infinite at a level without data: start the grid later, or take 'matched'."
+            )
         return result
 
     def __repr__(self) -> str:

@@ -14,9 +14,10 @@ tau^2 = sigma^2 / alpha^2, the marginals are those of
 for every c (Karras et al. 2022, arXiv 2206.00364, eq. 6). A step of (2) is exact in x_0 = D where c = 1. Elsewhere x'
 is drawn by its generalisation (Song, Meng and Ermon 2021, arXiv 2010.02502, eq. 12)
 
-    x' | x ~ N(alpha' D + sqrt(sigma'^2 - c u_0) (x - alpha D) / sigma, c u I),    u_0 = v sigma'^2 / sigma^2       (4)
+    x' | x ~ N(alpha' D + sqrt(sigma'^2 - c u_0) (x - alpha D) / sigma, u I),    u_0 = v sigma'^2 / sigma^2         (4)
 
-with c u_0 at most sigma'^2; and at c = 0 by Heun's method on (3), with two calls a step.
+with c u_0 at most sigma'^2, and u = c u_0, c v / r^2 or c u_0 + w^2 e by the kind of variance, where w is D's factor
+in the mean and e its mean squared error; and at c = 0 by Heun's method on (3), with two calls a step.
 """
 
 from __future__ import annotations
@@ -152,7 +153,6 @@ class Reverse(Process):
             return {}
         alpha, sigma = levels.alpha[:-1], levels.sigma[:-1]
         alpha_next, sigma_next = levels.alpha[1:], levels.sigma[1:]
-        variance = churn * levels.reverse_variance(self.variance, self.error)
         if churn == 1:
             from_x = levels.rate * (sigma_next / sigma) ** 2
             from_denoised = alpha_next * levels.variance / sigma**2
@@ -160,6 +160,9 @@ class Reverse(Process):
             fresh = np.minimum(churn * levels.variance * (sigma_next / sigma) ** 2, sigma_next**2)
             from_x = np.sqrt(sigma_next**2 - fresh) / sigma
             from_denoised = alpha_next - alpha * from_x
+        variance = churn * levels.reverse_variance("noising" if self.variance == "noising" else "posterior")
+        if self.variance == "matched":
+            variance = variance + from_denoised**2 * self.error
         if np.any(variance <= 0):
             raise ValueError(
                 f"`variance` {self.variance!r} is 0 at the last step, which ends without noise: take 'matched'."
@@ -193,7 +196,8 @@ class Reverse(Process):
         powers = np.array([power for _, power in factors])
         variance = np.stack([np.asarray(p._tables["variance"], np.float64) for p in processes])
         steps = powers @ (1 / variance) + (1 - powers.sum()) * self.levels.rate**2 / self.levels.variance
-        start = powers @ np.array([1 / float(process.origin().squared_scale) for process in processes])
+        alpha, sigma = self.levels.alpha[0], self.levels.sigma[0]
+        start = powers @ np.array([1 / (sigma**2 + (alpha * process.model.scale) ** 2) for process in processes])
         bad = [f"step {k}" for k in np.flatnonzero(~(steps > 0))[:1]] or (["the start"] if not start > 0 else [])
         if bad:
             named = ", ".join(f"{process!r} ** {power:g}" for process, power in factors if power < 0) or repr(factors)

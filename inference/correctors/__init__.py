@@ -1,0 +1,7 @@
+"""Correctors: how the steps of a diffusion target are drawn and weighed."""
+
+from ppl.inference.correctors.feynman_kac import FeynmanKac as FeynmanKac
+from ppl.inference.correctors.kernel_ratio import KernelRatio as KernelRatio
+from ppl.inference.correctors.kernel_ratio import Uncorrected as Uncorrected
+
+__all__ = ["FeynmanKac", "KernelRatio", "Uncorrected"]

@@ -6,6 +6,7 @@
 #   make bench   the benchmarks, with torch as the reference
 #   make bench-text  controlled text against genlm-control and llamppl (an hour)
 #   make bench-kernels  the kernels against those of blackjax, cuthbert and particles
+#   make bench-diffusion  powers of mixtures by diffusion against loops in torch; log Z by schedule and corrector
 #   make clean   remove the environment and what tools left behind (not the downloaded weights)
 #
 # PYTHON=/path/to/python chooses the interpreter; otherwise the first that runs and is new enough.
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench bench-text bench-kernels clean weights
+.PHONY: demo test lint bench bench-text bench-kernels bench-diffusion clean weights
 
 PYTHON ?=
 VENV := .venv
@@ -42,6 +43,9 @@ bench-text: weights $(INSTALLED_PEERS)
 bench-kernels: $(INSTALLED_KERNELS)
 	$(BIN) -m benchmarks.kernels
 	$(BIN) -m benchmarks.moves
+
+bench-diffusion: $(INSTALLED_BENCH)
+	$(BIN) -m benchmarks.diffusion
 
 weights: $(INSTALLED)
 	@$(BIN) scripts/fetch_smollm2.py

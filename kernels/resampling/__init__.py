@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 
+from ppl.kernels.resampling.birth_death import birth_death
 from ppl.kernels.resampling.conditional import CONDITIONAL, ConditionalResampler, resolve_conditional
 from ppl.kernels.resampling.killing import killing
 from ppl.kernels.resampling.multinomial import multinomial
@@ -22,6 +23,7 @@ __all__ = [
     "ConditionalResampler",
     "RESAMPLERS",
     "Resampler",
+    "birth_death",
     "killing",
     "multinomial",
     "residual",
@@ -43,14 +45,15 @@ RESAMPLERS: dict[str, Resampler] = {
     "ssp": ssp,
     "killing": killing,
 }
-"""The schemes by name."""
+"""The schemes by name, all with a conditional form."""
 
 
 def resolve(resampler: str | Resampler) -> Resampler:
     """Find a resampling scheme by its name; a callable is passed through.
 
     Args:
-        resampler: a key of `RESAMPLERS`, or a function ``(key, log_weights[n], num=n) -> int32[num]``.
+        resampler: a key of `RESAMPLERS`, "birth_death", which has no conditional form, or a function
+            ``(key, log_weights[n], num=n) -> int32[num]``.
 
     Returns:
         The function.
@@ -60,10 +63,11 @@ def resolve(resampler: str | Resampler) -> Resampler:
         TypeError: neither a name nor a callable.
     """
     if isinstance(resampler, str):
-        if resampler not in RESAMPLERS:
-            known = ", ".join(repr(name) for name in sorted(RESAMPLERS))
+        schemes = {**RESAMPLERS, "birth_death": birth_death}
+        if resampler not in schemes:
+            known = ", ".join(repr(name) for name in sorted(schemes))
             raise ValueError(f"`resampler` {resampler!r} is not known. Known are: {known}.")
-        return RESAMPLERS[resampler]
+        return schemes[resampler]
     if not callable(resampler):
         raise TypeError(f"`resampler` must be a name or a function (key, log_weights, num), got {resampler!r}.")
     return resampler

@@ -29,7 +29,7 @@ from ppl.kernels.resampling.inverse_cdf import (
     unless_all_dead,
 )
 
-__all__ = ["killing"]
+__all__ = ["killing", "uniform_points"]
 
 
 def killing(
@@ -69,12 +69,12 @@ def _ancestors(bits: UInt32[Array, "3 n"], log_weights: Float[Array, " n"]) -> I
     n = log_weights.shape[0]
     weights, alive = relative_weights(log_weights)
     survives = to_unit(bits[0]) <= weights
-    drawn = search_points(scaled_prefix_sum(weights, n), _points(bits[1], bits[2], n), n)
+    drawn = search_points(scaled_prefix_sum(weights, n), uniform_points(bits[1], bits[2], n), n)
     index = jnp.arange(n, dtype=jnp.int32)
     return unless_all_dead(jnp.where(survives, index, drawn), alive, n)  # (1)
 
 
-def _points(high: UInt32[Array, " n"], low: UInt32[Array, " n"], n: int) -> tuple[jax.Array, jax.Array]:
+def uniform_points(high: UInt32[Array, " n"], low: UInt32[Array, " n"], n: int) -> tuple[jax.Array, jax.Array]:
     """Uniform points of (0, n] in fixed point, n (high 2^-32 + low 2^-64) rounded up."""
     factor = jnp.full_like(high, n)
     whole, part = multiply(high, factor)

@@ -6,10 +6,12 @@ Data from sum_i w_i N(m_i, s_i^2 I) in d dimensions have at a level alpha, sigma
 
 and with p_i(x), the posterior probability of component i, the denoised value
 
-    D(x, t) = sum_i p_i(x) (sigma^2 m_i + alpha s_i^2 x) / T_i.                                                    (2)
+    D(x, t) = sum_i p_i(x) (sigma^2 m_i + alpha s_i^2 x) / T_i                                                     (2)
+    grad log q_t(x) = sum_i p_i(x) (alpha m_i - x) / T_i                                                           (3)
 
-A data set is the mixture with s_i = 0: (2) is the mean of the data that x may have come from. Both are computed by
-matrix products, from data centred at their mean.
+where (3), unlike the score that follows from (2), loses no digits as sigma goes to 0. A data set is the mixture with
+s_i = 0: (2) is the mean of the data that x may have come from; where sigma is 0 it has no density, D is x / alpha and
+the score 0. All are computed by matrix products, from data centred at their mean.
 """
 
 from __future__ import annotations
@@ -138,13 +140,18 @@ class KnownDiffusion(Diffusion):
 
     def denoise_at(self, x, level: Level) -> Any:
         """Return (2)."""
-        total = self._total(level)
-        centred = self._centred(x, level)
-        logits, _ = self._logits(centred, level, total)
-        chance = jax.nn.softmax(logits)
+        centred, chance, total, certain = self._chances(x, level)
         to_x = chance @ (level.alpha * self._squared_scales / total)
         denoised = (chance * (level.sigma**2 / total)) @ self._means + to_x * centred
+        denoised = jnp.where(certain, centred / jnp.where(certain, level.alpha, 1.0), denoised)
         return denoised.reshape(self.shape) + self.mean
+
+    def score(self, x, t) -> Any:
+        """Return (3)."""
+        level = self.level(t)
+        centred, chance, total, certain = self._chances(x, level)
+        score = (chance * (level.alpha / total)) @ self._means - (chance @ (1 / total)) * centred
+        return jnp.where(certain, 0.0, score).reshape(self.shape)
 
     def check_denoiser(self) -> None:
         """Pass: there is none."""
@@ -158,6 +165,13 @@ class KnownDiffusion(Diffusion):
 
     def _total(self, level: Level):
         return level.alpha**2 * self._squared_scales + level.sigma**2
+
+    def _chances(self, x, level: Level):
+        """Return x centred, p_i(x), T_i, and whether x is a point of the data for certain: T is 0, 1 stands for it."""
+        total, centred = self._total(level), self._centred(x, level)
+        certain = jnp.any(total == 0)
+        total = jnp.where(certain, 1.0, total)
+        return centred, jax.nn.softmax(self._logits(centred, level, total)[0]), total, certain
 
     def _logits(self, centred, level: Level, total):
         """Return log w_i N(x; alpha m_i, T_i I) without a common term, and that term without the powers of 2 pi."""

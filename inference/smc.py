@@ -12,7 +12,7 @@ and E[Z_hat] = Z however the iterations at which to resample are chosen from the
 adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
 
 `annealing` draws the ancestors at a temperature, see `ppl.inference.annealing`; `lookahead` by what they will be worth,
-see `ppl.inference.lookahead`; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
+see `ppl.inference.lookahead`; `rejuvenation` moves particles between iterations; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
 the weights at which (2) looks are w_n exp psi_n. Derivatives: the children's weights
 carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that `jax.grad` of
 `exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of the score by
@@ -33,6 +33,9 @@ from jax import lax
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
 from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected
+from ppl.inference.hamiltonian import HMC
+from ppl.inference.langevin import MALA, Langevin
+from ppl.inference.level_moves import Levelled, add_level_moves
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
@@ -43,6 +46,7 @@ from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
 from ppl.posterior import Posterior
 from ppl.program import Program, as_program
+from ppl.steering import Steering
 
 __all__ = ["SMC"]
 
@@ -62,6 +66,11 @@ class SMC:
             resamples at every iteration, 0.0 never. None is 0.5, and 1.0 for a diffusion target without a reward.
         annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
             heuristic.
+        rejuvenation: `Langevin(...)`, `MALA(...)` or `HMC(...)`: the levels of a diffusion target are explored between
+            its steps, see `ppl.inference.level_moves`. The run is then "discretised": moves leave each level's density
+            as it is, which is the marginal of the measure on paths as steps grow in number.
+        rejuvenate_every: how many iterations lie between moves. They are made at these iterations however the weights
+            look: moves where resampling was triggered would not be unbiased.
         twist: a function of the running state of a process or target, as for `Target.tilt`, in nats: what the
             algorithm expects of a particle. It steers which ones survive; what the run estimates stays the same.
         lookahead: a `Lookahead`: each particle tries the next iteration before it is chosen.
@@ -73,6 +82,8 @@ class SMC:
     resampler: str | Callable = "systematic"
     ess_threshold: float | None = None
     annealing: EntropicAnnealing | None = None
+    rejuvenation: Langevin | MALA | HMC | None = None
+    rejuvenate_every: int = 1
     twist: Callable | Host | None = None
     lookahead: Lookahead | None = None
     corrector: str | KernelRatio | FeynmanKac = "auto"
@@ -82,9 +93,14 @@ class SMC:
         resampling.resolve(self.resampler)
         if self.annealing is not None and not isinstance(self.annealing, EntropicAnnealing):
             raise TypeError(f"`annealing` must be an EntropicAnnealing or None, got {self.annealing!r}.")
+        if self.rejuvenation is not None and not isinstance(self.rejuvenation, Langevin | MALA | HMC):
+            raise TypeError(
+                f"`rejuvenation` must be a kernel such as Langevin(), MALA(0.1) or HMC(0.5), got {self.rejuvenation!r}."
+            )
+        require_count("rejuvenate_every", self.rejuvenate_every)
         if self.lookahead is not None and not isinstance(self.lookahead, Lookahead):
             raise TypeError(f"`lookahead` must be a Lookahead or None, got {self.lookahead!r}.")
-        if self.twist is not None and not callable(self.twist) and not isinstance(self.twist, Host):
+        if self.twist is not None and not callable(self.twist) and not isinstance(self.twist, Host | Steering):
             raise TypeError(f"`twist` must be a function, ppl.host(function) or None, got {self.twist!r}.")
         if self.corrector not in ("auto", "none") and not isinstance(self.corrector, KernelRatio | FeynmanKac):
             raise ValueError(
@@ -99,10 +115,12 @@ class SMC:
 
     @property
     def guarantee(self) -> str:
-        """What the weights stand for: "unbiased"; less where annealing or the corrector promise less."""
+        """What the weights stand for: "unbiased"; less where annealing, corrector or rejuvenation promise less."""
         promised = [self._corrector.guarantee]
         if self.annealing is not None and not self.annealing.exact:
             promised.append("heuristic")
+        if self.rejuvenation is not None:
+            promised.append("discretised")
         return max(promised, key=_WEAKER.index)
 
     @property
@@ -125,6 +143,11 @@ class SMC:
         """Return the program with this algorithm's twist and corrector in it, and the algorithm's defaults for it."""
         program = as_program(program)
         target = program.target
+        if self.rejuvenation is not None and not isinstance(getattr(target, "process", target), Levelled):
+            raise TypeError(
+                f"`rejuvenation` {self.rejuvenation!r} moves the levels of diffusion targets; moves on traces are not "
+                f"available yet, and {program!r} is no diffusion target."
+            )
         if target is None:
             if self.twist is not None:
                 raise TypeError(
@@ -138,6 +161,8 @@ class SMC:
         if self.twist is not None:
             changed = changed.tilt(lambda value: 0.0, twist=self.twist)
         changed = self._corrector.apply(changed)
+        if self.rejuvenation is not None:
+            changed = add_level_moves(self.rejuvenation, changed, self.rejuvenate_every)
         algorithm = self
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
             algorithm = dataclasses.replace(self, ess_threshold=1.0)

@@ -15,6 +15,8 @@ from ppl.errors import SiteValueError as SiteValueError
 from ppl.host import HostError as HostError
 from ppl.host import host as host
 from ppl.infer import infer as infer
+from ppl.mixture import Mixture as Mixture
+from ppl.mixture import mixture as mixture
 from ppl.posterior import Posterior as Posterior
 from ppl.process import Process as Process
 from ppl.process import generate as generate
@@ -28,6 +30,7 @@ from ppl.statements import deterministic as deterministic
 from ppl.statements import factor as factor
 from ppl.statements import observe as observe
 from ppl.statements import sample as sample
+from ppl.steering import steering as steering
 from ppl.targets import Target as Target
 from ppl.targets import guide as guide
 from ppl.trace import Trace as Trace

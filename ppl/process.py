@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -94,6 +95,10 @@ class Process(Target):
             ValueError: they have no proposal together.
         """
         return [process for process, _ in target.factors]
+
+    def aligned_with(self, processes: Sequence[Process]) -> list[Process]:
+        """Return processes, of which this is one, in steps that they share."""
+        return list(processes)
 
     def network_calls(self) -> int | None:
         """Return how often one particle calls a network in a run; None where that is not known."""

@@ -28,13 +28,16 @@ LogWeight = Callable[[Any], Any]  # of what was drawn; a scalar, in nats
 
 @runtime_checkable
 class Multipliable(Protocol):
-    """A law of one step that knows how to be multiplied with others of its type."""
+    """A law of one step that knows how to be multiplied with others.
+
+    Where laws of several types meet, the one with the largest attribute `generality` (0 if it has none) multiplies.
+    """
 
     def multiply(self, laws: Sequence[Any], powers: Sequence[Any], signs: Sequence[float]) -> tuple[Any, LogWeight]:
         """Return the locally optimal proposal F and the weight of what is drawn from it.
 
         Args:
-            laws: the factors' laws of this step, this one first.
+            laws: the factors' laws of this step, this one among them.
             powers: one for each, scalars, traced or not.
             signs: the powers as Python numbers.
 
@@ -64,8 +67,8 @@ def product_law(
     if len(laws) == 1 and signs[0] == 1 and allowed is None:
         return laws[0], None
     if not all(isinstance(law, dist.CategoricalLogits | dist.CategoricalProbs) for law in laws):
-        if allowed is None and isinstance(laws[0], Multipliable) and len({type(law) for law in laws}) == 1:
-            return laws[0].multiply(laws, powers, signs)
+        if allowed is None and all(isinstance(law, Multipliable) for law in laws):
+            return max(laws, key=lambda law: getattr(law, "generality", 0)).multiply(laws, powers, signs)
         kinds = sorted({type(law).__name__ for law in laws})
         raise TypeError(f"steps drawn from {', '.join(kinds)} cannot be multiplied, raised to a power or constrained.")
     total = None

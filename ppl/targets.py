@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ppl.errors import SiteTypeError
 from ppl.host import Host
+from ppl.steering import Steering
 
 if TYPE_CHECKING:
     import numpyro.distributions as dist
@@ -68,18 +69,22 @@ class Target(abc.ABC):
             raise ValueError(f"a target's power must be at least 0 and finite, got {power}.")
         return self.combination().raised(float(power))
 
-    def tilt(self, log_reward: Callable | Host, twist: Callable | Host | None = None) -> Combination:
+    def tilt(self, log_reward: Callable | Host, twist: Callable | Host | Steering | None = None) -> Combination:
         """Multiply the target by `exp(log_reward(value))`.
 
         Args:
             log_reward: a JAX function of one finished value (for text `{"tokens", "length"}`) that returns a scalar, in
                 nats, or `ppl.host(fn)` of a Python function of all particles' texts.
             twist: the same kind of function of the running state, a guess of the log-reward on the way. For text the
-                state is the value so far, `{"tokens", "length"}`, with the network's last hidden state `"hidden"`. It
-                steers which particles survive; the target stays the same.
+                state is the value so far, `{"tokens", "length"}`, with the network's last hidden state `"hidden"`; for
+                diffusion `{"x", "denoised", "t", "step"}`. It steers which particles survive; the target stays the
+                same. `ppl.steering` gives it a memory.
         """
         for name, function in (("log_reward", log_reward), ("twist", twist)):
-            if function is not None and not callable(function) and not isinstance(function, Host):
+            given = (
+                callable(function) or isinstance(function, Host) or (name == "twist" and isinstance(function, Steering))
+            )
+            if function is not None and not given:
                 raise TypeError(f"`{name}` must be a function or ppl.host(function), got {type(function).__name__}.")
         if log_reward is None:
             raise TypeError("`log_reward` must be a function or ppl.host(function), got None.")
@@ -163,7 +168,7 @@ class Tilt:
     """A log-reward, its twist, and the power they are raised to."""
 
     log_reward: Callable | Host
-    twist: Callable | Host | None
+    twist: Callable | Host | Steering | None
     power: float
 
 

@@ -26,6 +26,7 @@ from ppl.products import product_law
 from ppl.program import Program
 from ppl.staging import scope
 from ppl.statements import deterministic, factor
+from ppl.steering import Steering
 
 if TYPE_CHECKING:
     from ppl.targets import Combination
@@ -96,7 +97,7 @@ class _Unfolding:
             carry["count"] = jnp.int32(0)
             carry["mark"] = jnp.int32(0)
         if self.twisted:
-            carry["psi"] = self._psi(carry, 0)
+            carry = carry | self._psi(carry, 0)
             with scope("twist"):
                 factor("start", carry["psi"])
         return carry
@@ -130,10 +131,10 @@ class _Unfolding:
         carry = carry | {"states": self.target.moves(self.processes, carry["states"], self.powers, t)}
         if not self.twisted:
             return carry
-        psi = self._psi(carry, t)
+        new = self._psi(carry, t)
         with scope("moved"):
-            factor("twist", psi - carry["psi"])
-        return carry | {"psi": psi}
+            factor("twist", new["psi"] - carry["psi"])
+        return carry | new
 
     def _stretch(self, carry, _):
         """Steps up to a delimiter, or as many as a stretch may take; inside it nothing is resampled."""
@@ -175,9 +176,9 @@ class _Unfolding:
     def _watch(self, carry, t):
         """Weigh the state after t steps by twist and potentials."""
         if self.twisted:
-            psi = self._psi(carry, t)
-            factor("twist", psi - carry["psi"])
-            carry = carry | {"psi": psi}
+            new = self._psi(carry, t)
+            factor("twist", new["psi"] - carry["psi"])
+            carry = carry | new
         if self.target.potentials:
             terms = [
                 (p.log_weight, power) for p, power in zip(self.target.potentials, self.potential_powers, strict=True)
@@ -191,8 +192,18 @@ class _Unfolding:
         return self.process.running(carry["states"][0], carry.get("written"), jnp.asarray(t, jnp.int32))
 
     def _psi(self, carry, t):
-        tilts = zip(self.target.tilts, self.reward_powers, strict=True)
-        return self._sum("twist", [(t.twist, power) for t, power in tilts if t.twist is not None], self._view(carry, t))
+        """Return psi after t steps, and what twists with a memory keep."""
+        view, memories, total = self._view(carry, t), [], jnp.float32(0.0)
+        twists = [(tilt.twist, power) for tilt, power in zip(self.target.tilts, self.reward_powers, strict=True)]
+        for number, (twist, power) in enumerate(pair for pair in twists if pair[0] is not None):
+            memory = carry["memories"][number] if "memories" in carry else None
+            steered = isinstance(twist, Steering)
+            guess = self._log_weight("twist", twist.function if steered else twist, view)
+            if steered:
+                memory, guess = twist.remember(memory, guess)
+            memories.append(memory)
+            total = total + _raised(guess, power)
+        return {"psi": total, "memories": memories}
 
     def _ended(self, carry):
         return self.process.ended(carry["states"][0])
@@ -202,15 +213,19 @@ class _Unfolding:
         return full | self._ended(carry) if self.can_end else full
 
     def _sum(self, site: str, terms: list, value: Any):
-        """Add up log-weights times their powers; -inf stays -inf whatever the power."""
-        total = jnp.float32(0.0)
-        for function, power in terms:
-            if isinstance(function, Host):
-                log_weight = function(site, self.process.texts if self.process.writes_text else None, value)
-            else:
-                log_weight = jnp.asarray(function(value))
-            total = total + jnp.where(log_weight == -jnp.inf, -jnp.inf, power * log_weight)
-        return total
+        """Add up log-weights times their powers."""
+        weights = [_raised(self._log_weight(site, function, value), power) for function, power in terms]
+        return sum(weights, jnp.float32(0.0))
+
+    def _log_weight(self, site: str, function: Any, value: Any):
+        if isinstance(function, Host):
+            return function(site, self.process.texts if self.process.writes_text else None, value)
+        return jnp.asarray(function(value))
+
+
+def _raised(log_weight, power):
+    """Return a log-weight times a power; -inf stays -inf whatever the power."""
+    return jnp.where(log_weight == -jnp.inf, -jnp.inf, power * log_weight)
 
 
 def _product_step(processes, states, powers, signs, t, allowed):

@@ -38,18 +38,20 @@ class Diffusion:
         shape: of x.
         schedule: what `alpha` and `sigma` are at a time t in [0, 1], 1 = noise.
         predicts: what it returns: "epsilon", "x0", "v", "velocity" or "score"; see `predictions`.
-        conditioning: what it is given for t: "t" itself; "sigma", the noise-to-data ratio sigma / alpha; "step", the
+        conditioning: what it is given for t: "t" itself; "sigma", the noise's standard deviation; "step", the
             step of a schedule that was tabulated.
         mean: of the data, a number or an array of the shape.
         scale: the data's standard deviation over all dimensions.
         error: the denoised value's mean squared error a dimension, which the "matched" variance needs: a pair of
             log(sigma / alpha), rising, and errors there. None: measured by one pilot run when it is needed.
         conditions: what the denoiser is given by name.
+        log_density: `log_density(x, t, **conditions)`, log q_t(x) up to a constant of the level, for models that know
+            it, such as energies; t as the denoiser is given it. With the denoiser None, its gradient is the score.
     """
 
     def __init__(
         self,
-        denoiser: Callable,
+        denoiser: Callable | None,
         shape: Sequence[int],
         schedule: Schedule,
         predicts: str = "epsilon",
@@ -59,7 +61,12 @@ class Diffusion:
         scale: float = 1.0,
         error: tuple[Any, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
+        log_density: Callable | None = None,
     ):
+        if log_density is not None and not callable(log_density):
+            raise TypeError(f"`log_density` must be a function of (x, t), got {type(log_density).__name__}.")
+        if denoiser is None and log_density is not None:
+            denoiser, predicts = jax.grad(log_density), "score"
         if not callable(denoiser):
             raise TypeError(f"`denoiser` must be a function of (x, t), got {type(denoiser).__name__}.")
         if not isinstance(schedule, Schedule):
@@ -79,6 +86,7 @@ class Diffusion:
         self.scale = float(scale)
         self.error = error
         self.conditions = dict(conditions or {})
+        self._log_density = log_density
         if np.broadcast_shapes(self.mean.shape, self.shape) != self.shape:
             raise ValueError(f"`mean` must be a number or have the shape {self.shape}, got shape {self.mean.shape}.")
         if error is not None:
@@ -105,14 +113,27 @@ class Diffusion:
 
     def denoise_at(self, x, level: Level) -> Any:
         """Return the denoised value at a level."""
-        if self.conditioning == "t":
-            seen = level.t
-        elif self.conditioning == "sigma":
-            seen = level.sigma / level.alpha
-        else:
-            seen = self.schedule.step(level.t)
-        output = self.denoiser(x, seen, **self.conditions)
+        output = self.denoiser(x, self._seen(level), **self.conditions)
         return to_denoised(self.predicts, output, x, *level[1:], self.mean)
+
+    @property
+    def knows_density(self) -> bool:
+        """Whether `log_density` is known."""
+        return self._log_density is not None or type(self).log_density_at is not Diffusion.log_density_at
+
+    def log_density(self, x, t) -> Any:
+        """Return log q_t(x) up to a constant of the level, a scalar."""
+        return self.log_density_at(x, self.level(t))
+
+    def log_density_at(self, x, level: Level) -> Any:
+        """Return log q_t(x) at a level, up to a constant.
+
+        Raises:
+            TypeError: the model does not know it.
+        """
+        if self._log_density is None:
+            raise TypeError(f"{self!r} does not know its log-density: give Diffusion(..., log_density=...).")
+        return self._log_density(x, self._seen(level), **self.conditions)
 
     def check_denoiser(self) -> None:
         """Raise a `ValueError` if the denoiser does not return what it should, without running it."""
@@ -144,7 +165,8 @@ class Diffusion:
         if not isinstance(churn, numbers.Real) or not 0 <= churn < math.inf:
             raise ValueError(f"`churn` must be a number of at least 0, got {churn!r}.")
         self.check_denoiser()
-        return Reverse(self, make_levels(self.schedule, num_steps, grid, self.scale), variance, float(churn))
+        levels = make_levels(self.schedule, num_steps, grid, self.scale)
+        return Reverse(self, levels, variance, float(churn), own_grid=grid is None)
 
     def denoising_error(self, log_ratio: np.ndarray) -> np.ndarray:
         """Return the denoised value's mean squared error a dimension at values of log(sigma / alpha), float64."""
@@ -160,6 +182,14 @@ class Diffusion:
     def samples(self) -> Any:
         """Return data to measure the denoiser's error on, `[n, *shape]`: here from a pilot run."""
         return pilot.run(self)
+
+    def _seen(self, level: Level) -> Any:
+        """Return what the denoiser is given for the time."""
+        if self.conditioning == "t":
+            return level.t
+        if self.conditioning == "sigma":
+            return level.sigma
+        return self.schedule.step(level.t)
 
     def _copy(self, **changes: Any) -> Diffusion:
         """Return the model with other attributes, nothing measured."""

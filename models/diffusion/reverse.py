@@ -22,6 +22,7 @@ in the mean and e its mean squared error; and at c = 0 by Heun's method on (3), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -46,9 +47,19 @@ class Reverse(Process):
     keeps_path = False
     resamples_every_step = True
 
-    def __init__(self, model: Diffusion, levels: Levels, variance: str, churn: float, error: np.ndarray | None = None):
+    def __init__(
+        self,
+        model: Diffusion,
+        levels: Levels,
+        variance: str,
+        churn: float,
+        error: np.ndarray | None = None,
+        *,
+        own_grid: bool = False,
+    ):
         self.model, self.levels, self.variance, self.churn = model, levels, variance, churn
         self.num_steps = levels.num_steps
+        self.own_grid = own_grid  # whether the levels are the default for this data, which may give way to a factor's
         self.error = error  # of the denoised value at levels 0 .. K - 1, for the matched variance
         if variance == "matched" and churn > 0 and error is None:
             self.error = model.denoising_error(levels.log_ratio[:-1])
@@ -101,7 +112,7 @@ class Reverse(Process):
         return {
             "shape": self.model.shape,
             "schedule": self.model.schedule,
-            "grid": _Grid(self.levels),
+            "grid": f"{self.num_steps} steps, the default" if self.own_grid else _Grid(self.levels),
             "variance": self.variance,
             "churn": self.churn,
         }
@@ -110,26 +121,45 @@ class Reverse(Process):
         """Return how often one particle calls the network in a run."""
         return self.num_steps if self.churn > 0 else 2 * self.num_steps - 1
 
-    def together(self, target: Combination) -> list[Reverse]:
-        """Return the factors with one variance for all, the mean of theirs.
+    def together(self, target: Combination) -> list[Process]:
+        """Return the factors on one grid, and with one variance for all, the mean of theirs.
+
+        Default grids end where the data of the smallest scale want it.
 
         Raises:
             ValueError: the steps have no density, or the proposal of the target no positive precision.
         """
-        factors = target.factors
-        if target.corrector is not None or (len(factors) == 1 and factors[0][1] == 1):
-            return [process for process, _ in factors]
+        processes = self.aligned_with([process for process, _ in target.factors])
+        if target.corrector is not None or (len(processes) == 1 and target.factors[0][1] == 1):
+            return processes
         if self.churn != 1:
             raise ValueError(
                 f"{self!r} has churn {self.churn:g}: its steps have no backward kernel to be weighed by. Take "
                 "churn=1, or SMC(corrector=FeynmanKac())."
             )
-        processes = [process for process, _ in factors]
-        if self.variance == "matched" and len(processes) > 1:
-            error = np.mean([process.error for process in processes], axis=0)
-            processes = [Reverse(p.model, p.levels, p.variance, p.churn, error) for p in processes]
-        self._check_precision(factors, processes)
+        models = [process for process in processes if isinstance(process, Reverse)]
+        if self.variance == "matched" and len(processes) > 1 and len(models) == len(processes):
+            error = np.mean([process.error for process in models], axis=0)
+            processes = [Reverse(p.model, p.levels, p.variance, p.churn, error) for p in models]
+        if len(models) == len(processes):
+            self._check_precision(target.factors, processes)
         return processes
+
+    def aligned_with(self, processes: Sequence[Any]) -> list[Any]:
+        """Return processes on one grid: where each has the default one of its data, that of the smallest scale."""
+        if len(processes) == 1 or not self.own_grid:
+            return list(processes)
+        levels = min((process.steps for process in processes), key=lambda levels: levels.log_ratio[-1])
+        return [p if p.steps.equal(levels) else p.with_steps(levels) for p in processes]
+
+    @property
+    def steps(self) -> Levels:
+        """The levels."""
+        return self.levels
+
+    def with_steps(self, levels: Levels) -> Reverse:
+        """Return the process on other levels."""
+        return Reverse(self.model, levels, self.variance, self.churn, own_grid=self.own_grid)
 
     # What correctors and moves ask for.
 
@@ -195,8 +225,9 @@ class Reverse(Process):
     def _check_precision(self, factors, processes) -> None:
         powers = np.array([power for _, power in factors])
         variance = np.stack([np.asarray(p._tables["variance"], np.float64) for p in processes])
-        steps = powers @ (1 / variance) + (1 - powers.sum()) * self.levels.rate**2 / self.levels.variance
-        alpha, sigma = self.levels.alpha[0], self.levels.sigma[0]
+        levels = processes[0].levels
+        steps = powers @ (1 / variance) + (1 - powers.sum()) * levels.rate**2 / levels.variance
+        alpha, sigma = levels.alpha[0], levels.sigma[0]
         start = powers @ np.array([1 / (sigma**2 + (alpha * process.model.scale) ** 2) for process in processes])
         bad = [f"step {k}" for k in np.flatnonzero(~(steps > 0))[:1]] or (["the start"] if not start > 0 else [])
         if bad:

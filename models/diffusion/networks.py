@@ -102,8 +102,10 @@ class ConvolutionalDenoiser(_Denoiser):
         if not channels:
             raise ValueError("`channels` must name at least one level.")
         rngs, width = nnx.Rngs(seed), 4 * channels[0]
+        _require_multiple(
+            "shape", _require_shape(shape), 2 ** (len(channels) - 1), "to be halved at each level of `channels`"
+        )
         super().__init__(shape, num_classes, schedule, width, rngs)
-        _require_multiple("shape", self.shape, 2 ** (len(channels) - 1), "to be halved at each level of `channels`")
         depth = math.prod(self.shape[2:])
 
         def blocks(size: int) -> nnx.List:
@@ -179,9 +181,9 @@ class TransformerDenoiser(_Denoiser):
         for name, value in sizes.items():
             _require_count(name, value)
         _require_multiple("width", (width,), num_heads, "`num_heads`")
+        _require_multiple("shape", _require_shape(shape), patch_size, "`patch_size`")
         rngs = nnx.Rngs(seed)
         super().__init__(shape, num_classes, schedule, width, rngs)
-        _require_multiple("shape", self.shape, patch_size, "`patch_size`")
         self.patch_size = patch_size
         pixels = patch_size**2 * math.prod(self.shape[2:])
         patches = math.prod(side // patch_size for side in self.shape[:2])

@@ -198,10 +198,8 @@ def _loss(model: Diffusion, build: Callable, lowest: float, square: float) -> Ca
     def loss(weights, clean, noise, place, label):
         level = model.level(start + place * (1.0 - start))
         x = level.alpha * clean + level.sigma * noise  # (1)
-        seen = {"t": level.t, "sigma": level.sigma / level.alpha}.get(model.conditioning)
-        seen = model.schedule.step(level.t) if seen is None else seen
         conditions = model.conditions if label is None else {**model.conditions, "label": label}
-        output = build(weights)(x, seen, **conditions)
+        output = build(weights)(x, model._seen(level), **conditions)
         a, b = _target(model.predicts, level)  # (2)
         return jnp.mean(jnp.square(output - (a * clean + b * noise))) / (a**2 * square + b**2)  # (3)
 

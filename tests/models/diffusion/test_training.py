@@ -106,6 +106,17 @@ def test_the_loss_of_the_exact_denoiser_is_the_bayes_error(schedule, predicts):
     assert abs(trained.losses.mean() - least.mean()) < 5 * error
 
 
+def test_a_network_is_given_what_the_model_is_conditioned_on():
+    schedule = VarianceExploding(0.05, 5.0)
+    by_sigma = Fixed(lambda x, sigma: x / (1.0 + sigma**2))
+    by_time = Fixed(lambda x, t: x / (1.0 + schedule.sigma(t) ** 2))
+    data = np.random.default_rng(0).normal(size=(100, 2))
+    one = train(Diffusion(by_sigma, (2,), schedule, "x0", conditioning="sigma"), data, steps=20)
+    two = train(Diffusion(by_time, (2,), schedule, "x0"), data, steps=20)
+    np.testing.assert_allclose(one.losses, two.losses, rtol=1e-5)
+    np.testing.assert_allclose(one.model.error[1], two.model.error[1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", [SCHEDULES[1], SCHEDULES[3]], ids=repr)
 @pytest.mark.parametrize("repeated", [1, 3])
 def test_the_held_out_error_of_the_exact_denoiser_is_its_closed_form(schedule, repeated, monkeypatch):

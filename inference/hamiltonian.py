@@ -1,0 +1,122 @@
+"""Hamiltonian moves: a particle that runs along a density for a while, with an acceptance test at the end.
+
+For a density pi with the score s = grad log pi, a step size e and a momentum p ~ N(0, I), repeat `num_leapfrog` times
+
+    p <- p + e/2 s(x),   x <- x + e p,   p <- p + e/2 s(x)                                                         (1)
+
+and accept with
+
+    log pi(x') - |p'|^2 / 2 - log pi(x) + |p|^2 / 2                                                                (2)
+
+(1) preserves volume and comes back when p is turned round, whatever vector field stands for s, so that (2) leaves pi
+exactly as it is. One leapfrog step is the Langevin step of size e^2 / 2.
+
+Source: Neal (2011), "MCMC using Hamiltonian dynamics", section 5.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+
+from ppl.gaussian import Gaussian
+from ppl.inference.acceptance import Evaluate, Point, accept, require_step_size
+from ppl.inference.validation import require_count
+
+__all__ = ["HMC", "hamiltonian_step", "leapfrog"]
+
+
+def leapfrog(evaluate: Evaluate, point: Point, momentum, step_size, num_leapfrog: int) -> tuple[Point, Any]:
+    """Return the point and the momentum after `num_leapfrog` times (1).
+
+    Args:
+        evaluate: the point at a given x, with its score.
+        point: x, with its score.
+        momentum: p, of x's shape.
+        step_size: e, a scalar.
+        num_leapfrog: how many times.
+    """
+
+    def step(carry, _):
+        point, momentum = carry
+        momentum = momentum + 0.5 * step_size * point.score
+        point = evaluate(point.x + step_size * momentum)
+        return (point, momentum + 0.5 * step_size * point.score), None
+
+    return lax.scan(step, (point, momentum), length=num_leapfrog)[0]
+
+
+def hamiltonian_step(
+    evaluate: Evaluate, point: Point, momentum, uniform, step_size, num_leapfrog: int
+) -> tuple[Point, Any]:
+    """Return the point after (1) and (2), and whether it moved.
+
+    Args:
+        evaluate: the point at a given x, with its log-density and score.
+        point: x, with the same.
+        momentum: p, of x's shape, drawn from N(0, I).
+        uniform: in [0, 1), a scalar.
+        step_size: e, a scalar.
+        num_leapfrog: how many leapfrog steps.
+    """
+    proposed, end = leapfrog(evaluate, point, momentum, step_size, num_leapfrog)
+    kinetic = 0.5 * jnp.sum((momentum - end) * (momentum + end))
+    return accept(point, proposed, proposed.log_density - point.log_density + kinetic, uniform)
+
+
+@dataclasses.dataclass(frozen=True)
+class HMC:
+    """Hamiltonian Monte Carlo, (1) and (2), for densities that are known up to a constant.
+
+    Attributes:
+        step_size: e, in units of the scale of what is moved; at a noise level that is its sigma. None chooses one, see
+            `ppl.inference.level_moves`.
+        num_leapfrog: how many leapfrog steps between momenta.
+        num_steps: how many times a momentum is drawn, each accepted or refused for each particle alone.
+    """
+
+    step_size: float | None = None
+    num_leapfrog: int = 10
+    num_steps: int = 1
+    needs_density: ClassVar[bool] = True
+    guarantee: ClassVar[str] = "invariant"
+
+    def __post_init__(self):
+        require_step_size(self.step_size)
+        require_count("num_leapfrog", self.num_leapfrog)
+        require_count("num_steps", self.num_steps)
+
+    def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
+        """Return the distributions of what a move of an array needs to draw, by name."""
+        return {
+            "noise": Gaussian(jnp.zeros((self.num_steps, *shape), dtype), 1.0),
+            "uniform": dist.Uniform(jnp.zeros(self.num_steps, dtype), 1.0).to_event(1),
+        }
+
+    def step_size_at(self, scale, default) -> Any:
+        """Return e where lengths have a given scale; `default` is the Langevin step to match where none was given."""
+        return jnp.sqrt(2 * default) if self.step_size is None else self.step_size * scale
+
+    def move(self, evaluate: Evaluate, point: Point, random: dict[str, Any], step_size) -> tuple[Point, Any]:
+        """Return the point after all steps, and the share of steps that were accepted.
+
+        Args:
+            evaluate: the point at a given x.
+            point: where the particle is.
+            random: what was drawn from `randomness`.
+            step_size: e, a scalar.
+        """
+
+        def step(point, drawn):
+            return hamiltonian_step(evaluate, point, *drawn, step_size, self.num_leapfrog)
+
+        point, accepted = lax.scan(step, point, (random["noise"], random["uniform"]))
+        return point, jnp.mean(accepted, dtype=random["uniform"].dtype)
+
+    def evaluations(self) -> int:
+        """Return how many points a move evaluates."""
+        return self.num_steps * self.num_leapfrog

@@ -12,11 +12,11 @@ and E[Z_hat] = Z however the iterations at which to resample are chosen from the
 adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 2012). All dead: nothing is resampled.
 
 `annealing` draws the ancestors at a temperature, see `ppl.inference.annealing`; `lookahead` by what they will be worth,
-see `ppl.inference.lookahead`; `rejuvenation` moves particles between iterations; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
-the weights at which (2) looks are w_n exp psi_n. Derivatives: the children's weights
-carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that `jax.grad` of
-`exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of the score by
-Fisher's identity.
+see `ppl.inference.lookahead`; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
+the weights at which (2) looks are w_n exp psi_n. `rejuvenation` moves particles between iterations. Derivatives: the
+children's weights carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that
+`jax.grad` of `exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of
+the score by Fisher's identity.
 
 Source: Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), Algorithms 10.1 and 10.3.
 """

@@ -66,6 +66,20 @@ _NAMES_GPT2 = {
     "up": "transformer.h.{}.mlp.c_fc",
     "down": "transformer.h.{}.mlp.c_proj",
 }
+_NAMES_LLADA = {
+    "embedding": "model.transformer.wte.weight",
+    "final_norm": "model.transformer.ln_f",
+    "head": "model.transformer.ff_out.weight",
+    "attention_norm": "model.transformer.blocks.{}.attn_norm",
+    "query": "model.transformer.blocks.{}.q_proj",
+    "key": "model.transformer.blocks.{}.k_proj",
+    "value": "model.transformer.blocks.{}.v_proj",
+    "output": "model.transformer.blocks.{}.attn_out",
+    "mlp_norm": "model.transformer.blocks.{}.ff_norm",
+    "gate": "model.transformer.blocks.{}.ff_proj",
+    "up": "model.transformer.blocks.{}.up_proj",
+    "down": "model.transformer.blocks.{}.ff_out",
+}
 # Tables of cosines and masks that old files carry; both are computed here.
 REDUNDANT = re.compile(r".*\.rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
@@ -153,30 +167,35 @@ def locate(source: str | Path) -> Path:
         ) from error
 
 
-def read_folder(folder: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
+def read_folder(folder: Path, dtype: Any, *, causal: bool = True) -> tuple[Decoder, DecoderConfig, Any]:
     """Read a checkpoint in the Hugging Face layout.
 
     Args:
         folder: holds `config.json`, safetensors and the tokenizer's files.
         dtype: of the weights on the device.
+        causal: whether the caller needs a network that reads from left to right, or one that reads both ways.
 
     Returns:
         The network, its configuration, and the tokenizer.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: the configuration is not supported, or the tensors do not fit it.
+        ValueError: the configuration is not supported or of the other kind, or the tensors do not fit it.
     """
     settings = read_json(folder, "config.json")
     config = DecoderConfig.from_hf(settings)
+    if config.causal != causal:
+        reader = "LanguageModel" if config.causal else "MaskedDiffusion"
+        raise ValueError(f"{folder} holds a {config.architecture} network; load it with ppl.models.{reader}.")
     tokenizer = read_tokenizer(folder)
+    names = {"gpt2": _NAMES_GPT2, "llada": _NAMES_LLADA}.get(config.architecture, NAMES_LLAMA)
     decoder = build_decoder(
         config,
         open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else ""),
-        _NAMES_GPT2 if config.architecture == "gpt2" else NAMES_LLAMA,
+        names,
         dtype=dtype,
         kernels_in_out=config.architecture == "gpt2",
-        redundant=lambda name: bool(REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == "lm_head.weight"),
+        redundant=lambda name: bool(REDUNDANT.fullmatch(name)) or (config.tied_embeddings and name == names["head"]),
     )
     return decoder, config, tokenizer
 

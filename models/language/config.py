@@ -1,7 +1,8 @@
 """What a decoder-only transformer is made of, read from a Hugging Face config or from GGUF metadata.
 
 One description covers the architectures that `Decoder` can run: Llama 2 and 3 (SmolLM2 is one of them), Qwen2 and
-Qwen2.5, Qwen3, GPT-2. What a file asks for and this description cannot say is refused by name, never ignored.
+Qwen2.5, Qwen3, GPT-2; and LLaDA, whose tokens attend to all others. What a file asks for and this description cannot
+say is refused by name, never ignored.
 
 Rotary positions rotate the pair `(i, i + head_dim / 2)` of a query or key at position `p` by the angle
 
@@ -19,7 +20,7 @@ from typing import Any
 
 __all__ = ["ARCHITECTURES", "DecoderConfig"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "llada")
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -57,6 +58,7 @@ class DecoderConfig:
         mlp_bias: the feed-forward projections have biases.
         qk_norm: queries and keys are RMS-normalised head by head.
         tied_embeddings: the output head is the embedding table.
+        causal: a token attends to itself and what is before it; else to the whole text, as masked diffusion needs.
         bos_token: token that starts a document, or None.
         end_tokens: tokens that end a text.
     """
@@ -82,6 +84,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     tied_embeddings: bool = False
+    causal: bool = True
     bos_token: int | None = None
     end_tokens: tuple[int, ...] = ()
 
@@ -119,6 +122,8 @@ class DecoderConfig:
         architecture = _architecture(config.get("model_type"), "`model_type` in config.json")
         if architecture == "gpt2":
             return cls(**_gpt2_from_hf(config))
+        if architecture == "llada":
+            return cls(**_llada_from_hf(config))
         _refuse_sliding_window(config)
         heads = _need(config, "num_attention_heads")
         hidden = _need(config, "hidden_size")
@@ -169,6 +174,8 @@ class DecoderConfig:
                 missing.
         """
         architecture = _architecture(metadata.get("general.architecture"), "`general.architecture` in the GGUF file")
+        if architecture == "llada":
+            raise ValueError("LLaDA is read from safetensors folders alone, got a GGUF file.")
 
         def need(key: str) -> Any:
             return _need(metadata, f"{architecture}.{key}")
@@ -278,6 +285,38 @@ def _gpt2_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
         mlp_bias=True,
         tied_embeddings=bool(config.get("tie_word_embeddings", True)),
         bos_token=config.get("bos_token_id"),
+        end_tokens=_token_tuple(config.get("eos_token_id")),
+    )
+
+
+def _llada_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {
+        "block_type": "llama", "block_group_size": 1, "layer_norm_type": "rms", "layer_norm_with_affine": True,
+        "attention_layer_norm": False, "input_emb_norm": False, "bias_for_layer_norm": False, "include_bias": False,
+        "rope": True, "alibi": False, "clip_qkv": None, "scale_logits": False, "activation_type": "silu",
+    }  # fmt: skip
+    for name, accepted in plain.items():
+        value = config.get(name, accepted)
+        if value != accepted and not (value is None and not accepted):
+            raise ValueError(f"LLaDA with `{name}` = {value!r} is not supported; accepted is {accepted!r}.")
+    hidden, heads = _need(config, "d_model"), _need(config, "n_heads")
+    if hidden % heads:
+        raise ValueError(f"`d_model` must be a multiple of `n_heads`, got {hidden} and {heads}.")
+    return dict(
+        architecture="llada",
+        vocab_size=config.get("embedding_size") or _need(config, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=_need(config, "n_layers"),
+        num_heads=heads,
+        num_kv_heads=config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads),
+        head_dim=hidden // heads,
+        intermediate_size=config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * hidden,
+        context_length=_need(config, "max_sequence_length"),
+        norm_eps=config.get("rms_norm_eps", 1e-5),
+        rope_theta=float(config.get("rope_theta", 10000.0)),
+        qkv_bias=bool(config.get("include_qkv_bias", False)),
+        tied_embeddings=bool(config.get("weight_tying", True)),
+        causal=False,
         end_tokens=_token_tuple(config.get("eos_token_id")),
     )
 

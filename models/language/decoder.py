@@ -144,22 +144,23 @@ class Decoder(nnx.Module):
     def forward(
         self, tokens: Int[Array, "T"]
     ) -> tuple[Float[Array, "T E"], Float[Array, "L T Hkv D"], Float[Array, "L T Hkv D"]]:
-        """Read a text in parallel, each token attending to itself and what is before it.
+        """Read a text in parallel, each token attending to itself and what is before it, or to all (`config.causal`).
 
         Args:
-            tokens: the text, at positions 0 to T - 1; what is padded at the end does not change what is before it.
+            tokens: the text, at positions 0 to T - 1; in a causal network what is padded at the end does not change
+                what is before it.
 
         Returns:
             Hidden states after the final norm, and the keys and values of all layers.
         """
         positions = jnp.arange(tokens.shape[0])
         x, rotation = self._embed(tokens, positions)
-        causal = positions[:, None] >= positions
+        seen = (positions[:, None] >= positions) | (not self.config.causal)
         all_keys, all_values = [], []
         for block in self.blocks:
             queries, keys, values = block.project(x, rotation)
             scores = jnp.einsum("thgd,shd->hgts", queries, keys, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(x.dtype)
+            weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(x.dtype)
             x = block.finish(x, jnp.einsum("hgts,shd->thgd", weights, values))
             all_keys.append(keys)
             all_values.append(values)
@@ -176,7 +177,14 @@ class Decoder(nnx.Module):
 
         Returns:
             The state's new `keys`, `values`, `valid` and `hidden`. Without a free slot `hidden` is NaN.
+
+        Raises:
+            ValueError: the network is not causal: another token changes what all others are read as.
         """
+        if not self.config.causal:
+            raise ValueError(
+                f"a {self.config.architecture} network reads whole texts; it cannot be extended by a token."
+            )
         x, rotation = self._embed(token, state.position)
         prompt_slots = state.prompt_keys.shape[1]
         slots = jnp.arange(state.slots)

@@ -35,8 +35,8 @@ def conditionals(joint, length, size):
     return table
 
 
-def random_joint(seed, length, size, forbid=None):
-    joint = np.random.default_rng(seed).dirichlet(np.ones(size**length) * 0.7)
+def random_joint(seed, length, size, forbid=None, concentration=0.7):
+    joint = np.random.default_rng(seed).dirichlet(np.ones(size**length) * concentration)
     if forbid is not None:
         joint[forbid] = 0
     return joint / joint.sum()

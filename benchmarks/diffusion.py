@@ -30,7 +30,6 @@ import ppl
 from benchmarks import mixture_evidence
 from benchmarks.mixture_metrics import PowerOfMixture, distances
 from benchmarks.timing import machine
-from ppl import inference
 from ppl.inference import SMC, FeynmanKac, KernelRatio
 from ppl.models import GaussianMixture, VarianceExploding
 
@@ -78,14 +77,12 @@ def ours() -> dict[str, Method]:
         DEFAULT: (matched, {"corrector": KernelRatio()}),
         f"{FIRST}, ESS < N/2": (euler, {"corrector": FeynmanKac(), "ess_threshold": 0.5}),
         f"{DEFAULT}, ESS < N/2": (matched, {"corrector": KernelRatio(), "ess_threshold": 0.5}),
+        f"{FIRST}, birth-death": (euler, {"corrector": FeynmanKac(), "resampler": "birth_death"}),
+        f"{DEFAULT}, birth-death": (matched, {"corrector": KernelRatio(), "resampler": "birth_death"}),
         "ppl, uncorrected": (euler, {"corrector": "none"}),
         f"{FIRST}, tempered noise": (tempered, {"corrector": FeynmanKac()}),
         "ppl, uncorrected, tempered noise": (tempered, {"corrector": "none"}),
     }
-    if hasattr(inference, "BirthDeath"):
-        clocks = inference.BirthDeath()
-        ways[f"{FIRST}, birth-death"] = (euler, {"corrector": FeynmanKac(), "resampler": clocks})
-        ways[f"{DEFAULT}, birth-death"] = (matched, {"corrector": KernelRatio(), "resampler": clocks})
     return {name: one_of_ours(process, SMC(PARTICLES, **given)) for name, (process, given) in ways.items()}
 
 

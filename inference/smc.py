@@ -32,7 +32,7 @@ from jax import lax
 
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
-from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected
+from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected, active_shares
 from ppl.inference.hamiltonian import HMC
 from ppl.inference.langevin import MALA, Langevin
 from ppl.inference.level_moves import Levelled, add_level_moves
@@ -87,6 +87,7 @@ class SMC:
     twist: Callable | Host | None = None
     lookahead: Lookahead | None = None
     corrector: str | KernelRatio | FeynmanKac = "auto"
+    _active: tuple[float, float] | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
@@ -110,7 +111,8 @@ class SMC:
             require_fraction("ess_threshold", self.ess_threshold)
 
     def __repr__(self) -> str:
-        shown = [f for f in dataclasses.fields(self) if f.name == "num_particles" or getattr(self, f.name) != f.default]
+        fields = [f for f in dataclasses.fields(self) if f.repr]
+        shown = [f for f in fields if f.name == "num_particles" or getattr(self, f.name) != f.default]
         return f"SMC({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
@@ -166,6 +168,8 @@ class SMC:
         algorithm = self
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
             algorithm = dataclasses.replace(self, ess_threshold=1.0)
+        if getattr(self._corrector, "active", None) is not None:
+            algorithm = dataclasses.replace(algorithm, _active=active_shares(self._corrector.active, whole.process))
         self._check_parting(whole)
         if changed is whole:
             return program, algorithm
@@ -185,7 +189,7 @@ class SMC:
         if threshold == 0.0:
             return OnlyWeigh()
         scheme = resampling.resolve(self.resampler)
-        return Resampling(scheme, threshold, self.num_particles, self.annealing, self.lookahead)
+        return Resampling(scheme, threshold, self.num_particles, self.annealing, self.lookahead, self._active)
 
     def conditional_selection(self) -> OnlyWeigh:
         """Return what happens at the end of an iteration where particle 0 follows a given path: it keeps its slot.
@@ -239,6 +243,7 @@ class Resampling(OnlyWeigh):
     num_particles: int
     annealing: EntropicAnnealing | None = None
     lookahead: Lookahead | None = None
+    active: tuple[float, float] | None = None  # shares of the loop's iterations
     may_resample: ClassVar[bool] = True
 
     @property
@@ -255,9 +260,12 @@ class Resampling(OnlyWeigh):
         """Return the log of the first-stage weights `[N]` that a trial's increments give."""
         return self.lookahead.first_stage(increments)
 
-    def due(self, weighing: Weighing):
+    def due(self, weighing: Weighing, progress):
         """Return whether to resample; at a threshold of 1 or more always, for float32 may round the ESS above N."""
-        return True if self.threshold >= 1.0 else weighing.ess < self.threshold * self.num_particles
+        low = True if self.threshold >= 1.0 else weighing.ess < self.threshold * self.num_particles
+        if self.active is None:
+            return low
+        return (self.active[0] <= progress) & (progress <= self.active[1]) & low
 
     def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
         """Return ancestors, their children's weights, and the log of the mean weight that is taken out."""

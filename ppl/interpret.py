@@ -82,8 +82,11 @@ class Selection(Protocol):
     def foresee(self, increments):
         """Return what is added to log-weights `[N]` while choosing, given what a trial of the next iteration added."""
 
-    def due(self, weighing: Weighing):
-        """Return whether to resample now: a Python bool where that is fixed beforehand, else a traced one."""
+    def due(self, weighing: Weighing, progress):
+        """Return whether to resample now: a Python bool where that is fixed beforehand, else a traced one.
+
+        `progress` is the share, in (0, 1], of the loop's iterations that are done.
+        """
 
     def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
         """Choose ancestors after the share `progress`, in (0, 1], of the loop's iterations.
@@ -422,11 +425,11 @@ class Interpreter:
         weighing = choosing = selection.weigh(log_weights)
         if ahead is not None:
             choosing = selection.weigh(log_weights + ahead)
-        due = selection.due(choosing) if selection.may_resample else False
+        progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
+        due = selection.due(choosing, progress) if selection.may_resample else False
         moving = plan.moving(state, new_state)
 
         def resample(moving, log_weights):
-            progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
             first = log_weights if ahead is None else log_weights + ahead
             ancestors, children, mass, temperature = selection.select(x["keys"][-1], first, choosing, progress)
             mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))

@@ -316,7 +316,7 @@ class Combination(Target):
         if None in calls:
             return None
         moves = 0 if self.moves is None else self.moves.network_calls([process for process, _ in self.factors])
-        return sum(calls) + moves
+        return sum(calls) + moves + getattr(self.proposal, "network_calls", 0)
 
     def __repr__(self) -> str:
         parts = [repr(p) if power == 1 else f"{p!r} ** {power:g}" for p, power in self.factors]

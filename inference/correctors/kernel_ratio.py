@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from ppl.inference.correctors.active import check_active
 from ppl.inference.correctors.feynman_kac import FeynmanKac
 from ppl.products import product_law
 
@@ -21,9 +22,18 @@ __all__ = ["KernelRatio", "Uncorrected"]
 
 @dataclasses.dataclass(frozen=True)
 class KernelRatio:
-    """Weigh each step by (1). Steps must have densities: `churn` 1."""
+    """Weigh each step by (1). Steps must have densities: `churn` 1.
 
+    Attributes:
+        active: the times (low, high), 1 = noise, between which particles may be resampled; None for all. Outside of
+            them weights are carried on: nothing is lost.
+    """
+
+    active: tuple[float, float] | None = None
     guarantee: ClassVar[str] = "unbiased"
+
+    def __post_init__(self):
+        check_active(self.active)
 
     def apply(self, target: Any) -> Any:
         """Return the target with this corrector: itself."""

@@ -22,7 +22,7 @@ in the mean and e its mean squared error; and at c = 0 by Heun's method on (3), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax import lax
 
 from ppl.gaussian import Gaussian, Noising
 from ppl.models.diffusion.levels import Level, Levels
+from ppl.models.diffusion.reward_gradient import RewardGradient
 from ppl.process import Process
 
 if TYPE_CHECKING:
@@ -160,6 +161,15 @@ class Reverse(Process):
     def with_steps(self, levels: Levels) -> Reverse:
         """Return the process on other levels."""
         return Reverse(self.model, levels, self.variance, self.churn, own_grid=self.own_grid)
+
+    def toward(self, log_reward: Callable, scale: float = 1.0) -> RewardGradient:
+        """Return a proposal that leans along a reward's gradient, for `target.propose`; see `reward_gradient`.
+
+        Args:
+            log_reward: a differentiable JAX function of a finished value, in nats.
+            scale: multiplies the shift.
+        """
+        return RewardGradient(self, log_reward, scale)
 
     # What correctors and moves ask for.
 

@@ -9,6 +9,7 @@ from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
 from ppl.inference.smc import SMC as SMC
+from ppl.inference.superposition import SuperposedAnd as SuperposedAnd
 
 __all__ = [
     "SMC",
@@ -19,5 +20,6 @@ __all__ = [
     "LearnedTwist",
     "Lookahead",
     "Sandwich",
+    "SuperposedAnd",
     "sandwich",
 ]

@@ -163,11 +163,12 @@ class SMC:
         if self.twist is not None:
             changed = changed.tilt(lambda value: 0.0, twist=self.twist)
         changed = self._corrector.apply(changed)
+        settings = getattr(changed.corrector, "settings", None)  # as they are for this target, its guarantee too
+        algorithm = self if settings is None else dataclasses.replace(self, corrector=settings)
         if self.rejuvenation is not None:
             changed = add_level_moves(self.rejuvenation, changed, self.rejuvenate_every)
-        algorithm = self
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
-            algorithm = dataclasses.replace(self, ess_threshold=1.0)
+            algorithm = dataclasses.replace(algorithm, ess_threshold=1.0)
         if getattr(self._corrector, "active", None) is not None:
             algorithm = dataclasses.replace(algorithm, _active=active_shares(self._corrector.active, whole.process))
         self._check_parting(whole)

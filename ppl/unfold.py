@@ -128,7 +128,9 @@ class _Unfolding:
 
     def _move(self, carry, t):
         """Move a state by a kernel that leaves its level's density as it is; the twist follows it."""
-        carry = carry | {"states": self.target.moves(self.processes, carry["states"], self.powers, t)}
+        scheduled = getattr(self.corrector, "powers_at", None)
+        powers = self.powers if scheduled is None else scheduled(self.powers, t)
+        carry = carry | {"states": self.target.moves(self.processes, carry["states"], powers, t)}
         if not self.twisted:
             return carry
         new = self._psi(carry, t)

@@ -11,8 +11,7 @@ and their log-weights by
        + [b' r - b <grad r, f> + g^2/2 b <grad r, S>] dt                                                           (3)
 
 (3) belongs to a reward and to c = 1 in (1). (2) is the same for every c: the differential equation (c = 0), the
-reverse diffusion with the target's score (1), more noise, and the tempered noise of the annealed case, c = 1/b. A
-power b_i(t) that changes in time adds b_i' log q_i dt.
+reverse diffusion with the target's score (1), more noise, and the tempered noise of the annealed case, c = 1/b.
 
 In y = x / alpha noise has the variance T = sigma^2 / alpha^2, f is 0, and a step is
 
@@ -22,10 +21,17 @@ where dT is how much T falls. Densities of x and y differ by alpha^d: each step 
 that log Z is that of x. The weights are exact as steps grow in number. At c = 1 the step (4) is that of the kernel
 ratio with the noising variance.
 
+A power that changes in time adds b_i' log q_i dt. With a schedule h, b_i = h(u_k) beta_i at level k, where u runs like
+the time from 1 at the start to 0 at the last level, step k is that of the powers at level k and adds
+
+    (h(u_{k+1}) - h(u_k)) sum_i beta_i log q_i(x')        with the density at level k + 1                          (5)
+
+so that the law of level k is prod_i q_i^{h(u_k) beta_i}, and the last one that of the target.
+
 A step is too coarse where (B - 1) dT >= T: from far away weights would grow faster than the density falls, and their
 mean would be infinite.
 
-Source: Feynman-Kac correctors (arXiv 2503.02819), Props. 3.1 to 3.4 and D.5.
+Source: Feynman-Kac correctors (arXiv 2503.02819), Props. 3.1 to 3.4, C.6 and D.5.
 """
 
 from __future__ import annotations
@@ -33,13 +39,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from ppl.gaussian import Gaussian
+from ppl.inference.correctors.active import check_active
+from ppl.inference.correctors.estimated_density import EstimatedDensity
 
 __all__ = ["FeynmanKac", "drift", "log_weight_rate"]
 
@@ -51,21 +60,39 @@ class FeynmanKac:
     Attributes:
         churn: c; None for that of the target's processes. At 0 particles never part again, so that nothing may be
             resampled.
+        schedule: h of (5), a Python function of a number in [0, 1] that returns a positive one, 1 at 0; None for 1
+            everywhere. All powers are multiplied by it.
+        log_density: where (5) takes log q_i from: "known", the models' own, with the constants of each level, without
+            which log Z is another; "estimated" along the path by Ito's formula, which makes the run heuristic; or
+            "auto", known where all models know it, constants too.
+        active: as in `KernelRatio`.
     """
 
     churn: float | None = None
-    guarantee: ClassVar[str] = "discretised"
+    schedule: Callable[[float], float] | None = None
+    log_density: str = "auto"
+    active: tuple[float, float] | None = None
 
     def __post_init__(self):
+        check_active(self.active)
         if self.churn is not None and not (isinstance(self.churn, numbers.Real) and 0 <= self.churn < math.inf):
             raise ValueError(f"`churn` must be a number of at least 0 or None, got {self.churn!r}.")
+        if self.schedule is not None and not callable(self.schedule):
+            raise TypeError(f"`schedule` must be a function of a number in [0, 1] or None, got {self.schedule!r}.")
+        if self.log_density not in ("auto", "known", "estimated"):
+            raise ValueError(f"`log_density` must be 'auto', 'known' or 'estimated', got {self.log_density!r}.")
+
+    @property
+    def guarantee(self) -> str:
+        """What the weights stand for: "heuristic" where they need estimated log-densities."""
+        return "heuristic" if self.schedule is not None and self.log_density == "estimated" else "discretised"
 
     def apply(self, target: Any) -> Any:
-        """Return the target with this corrector.
+        """Return the target with this corrector, whose guarantee is that for this target.
 
         Raises:
             TypeError: the target's processes are not diffusions.
-            ValueError: their churn is another, or a step of theirs is too coarse.
+            ValueError: their churn is another, a step of theirs is too coarse, or the schedule does not end at 1.
         """
         process = target.process
         if not hasattr(process, "churn"):
@@ -75,16 +102,34 @@ class FeynmanKac:
                 f"`churn` must be that of the process, {process.churn:g}, got {self.churn:g}: "
                 f"model.reverse(..., churn={self.churn:g})."
             )
-        fall, excess = _relative_fall(process.levels), sum(power for _, power in target.factors) - 1
-        if not np.all(np.isfinite(process.levels.log_ratio[:-1])):
+        levels = process.aligned_with([process for process, _ in target.factors])[0].levels
+        if not np.all(np.isfinite(levels.log_ratio[:-1])):
             raise ValueError("`corrector` FeynmanKac needs data at every level: start the grid later, at t < 1.")
-        if excess > 0 and np.any(fall * excess >= 1):
-            worst = int(np.argmax(fall))
-            raise ValueError(
-                f"step {worst} is too coarse for FeynmanKac: sigma^2/alpha^2 falls by {fall[worst]:.3g} of itself, and "
-                f"powers that sum to {excess + 1:g} allow less than {1 / excess:.3g}. Take more steps."
-            )
-        return dataclasses.replace(target, corrector=self)
+        scales = np.ones(levels.num_steps + 1) if self.schedule is None else _tabulated(self.schedule, levels.times)
+        _check_falls(levels, scales[:-1] * sum(power for _, power in target.factors))
+        if self.schedule is None:
+            return dataclasses.replace(target, corrector=self)
+        return self._scheduled(target, scales)
+
+    def _scheduled(self, target: Any, scales: np.ndarray) -> Any:
+        """Return the target with the powers of the start, and the corrector that changes them."""
+        processes = [process for process, _ in target.factors]
+        source = self.log_density
+        if source == "auto":
+            known = all(getattr(process.model, "normalised", False) for process in processes)
+            source = "known" if known else "estimated"
+        if source == "estimated":
+            processes = [EstimatedDensity(process) for process in processes]
+        elif not all(getattr(process.model, "knows_density", False) for process in processes):
+            raise ValueError(f"`log_density` 'known' needs models that know it, got {target!r}; take 'estimated'.")
+        dtype = target.process.model.mean.dtype
+        return dataclasses.replace(
+            target,
+            factors=tuple(
+                (p, float(scales[0]) * power) for p, (_, power) in zip(processes, target.factors, strict=True)
+            ),
+            corrector=_Scheduled(dataclasses.replace(self, log_density=source), jnp.asarray(scales / scales[0], dtype)),
+        )
 
     def __call__(self, processes, states, powers, signs, step, allowed):
         """Return the law and the weight (4) of a step; see `ppl.targets.Corrector`."""
@@ -105,6 +150,39 @@ class FeynmanKac:
         else:
             law = Gaussian(loc, process.churn * fall * after.alpha**2)
         return law, lambda drawn: log_weight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scheduled:
+    """The corrector of a target with a schedule.
+
+    Attributes:
+        settings: what was asked for, with `log_density` decided.
+        scales: `[K + 1]`, h at each level over that at the first, whose powers the target has.
+    """
+
+    settings: FeynmanKac
+    scales: Any
+
+    def __call__(self, processes, states, powers, signs, step, allowed):
+        """Return the law and the weight of a step, (5) included; see `ppl.targets.Corrector`."""
+        law, log_weight = self.settings(processes, states, self.powers_at(powers, step), signs, step, allowed)
+        rise = powers * (self.scales[step + 1] - self.scales[step])
+
+        def weigh(drawn):
+            if self.settings.log_density == "estimated":
+                logs = [
+                    process.log_density(state, drawn, step) for process, state in zip(processes, states, strict=True)
+                ]
+            else:
+                logs = [process.model.log_density_at(drawn, process.level(step + 1)) for process in processes]
+            return log_weight(drawn) + jnp.sum(rise * jnp.stack(logs))
+
+        return law, weigh
+
+    def powers_at(self, powers, step):
+        """Return the powers of a level, given the target's."""
+        return powers * self.scales[step]
 
 
 def drift(scores, powers, f, squared_noise, churn=1.0, reward_gradient=None, reward_power=0.0):
@@ -166,7 +244,31 @@ def log_weight_rate(
     return rate + reward_power_rate * reward + reward_power * slope
 
 
-def _relative_fall(levels) -> np.ndarray:
-    """Return by how much of itself sigma^2 / alpha^2 falls at each step."""
+def _tabulated(schedule: Callable[[float], float], times: np.ndarray) -> np.ndarray:
+    """Return the schedule at each level.
+
+    Raises:
+        ValueError: it is not positive and finite there, or not 1 at the end.
+    """
+    shares = (times - times[-1]) / (times[0] - times[-1])
+    values = np.array([float(schedule(float(share))) for share in shares])
+    if not np.all((values > 0) & np.isfinite(values)):
+        worst = int(np.argmin(np.where(np.isfinite(values), values, -np.inf)))
+        raise ValueError(f"`schedule` must be positive and finite, got {values[worst]} at {shares[worst]:.3g}.")
+    if abs(values[-1] - 1) > 1e-6:
+        raise ValueError(f"`schedule` must be 1 at 0, where the target has its own powers, got {values[-1]}.")
+    values[-1] = 1.0
+    return values
+
+
+def _check_falls(levels: Any, totals: np.ndarray) -> None:
+    """Raise if sigma^2 / alpha^2 falls by too much of itself for the sum of the powers at some step, `[K]`."""
     squared = np.exp(2 * levels.log_ratio)
-    return 1 - squared[1:] / squared[:-1]
+    fall = 1 - squared[1:] / squared[:-1]
+    bad = (totals > 1) & (fall * (totals - 1) >= 1)
+    if np.any(bad):
+        worst = int(np.argmax(np.where(bad, fall * (totals - 1), -np.inf)))
+        raise ValueError(
+            f"step {worst} is too coarse for FeynmanKac: sigma^2/alpha^2 falls by {fall[worst]:.3g} of itself, and "
+            f"powers that sum to {totals[worst]:g} allow less than {1 / (totals[worst] - 1):.3g}. Take more steps."
+        )

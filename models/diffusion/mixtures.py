@@ -100,6 +100,8 @@ class EmpiricalData:
 class KnownDiffusion(Diffusion):
     """A diffusion model whose denoised values and densities are exact; see the module."""
 
+    normalised = True  # its densities, at every level
+
     def __init__(self, means, scales, weights, schedule: Schedule, labels: Any = None):
         self.labels = labels
         self._components = means, scales, weights

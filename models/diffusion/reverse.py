@@ -64,7 +64,7 @@ class Reverse(Process):
         self.error = error  # of the denoised value at levels 0 .. K - 1, for the matched variance
         if variance == "matched" and churn > 0 and error is None:
             self.error = model.denoising_error(levels.log_ratio[:-1])
-        self._tables = self._make_tables()
+        self._columns = self._make_columns()
 
     # The process.
 
@@ -83,7 +83,7 @@ class Reverse(Process):
         x, denoised = state["x"], state["denoised"]
         if self.churn == 0:
             return dist.Delta(self._heun(x, denoised, step), event_dim=len(self.model.shape))
-        table = {name: values[step] for name, values in self._tables.items()}
+        table = {name: jnp.asarray(values, self.model.mean.dtype)[step] for name, values in self._columns.items()}
         loc = table["from_x"] * x + table["from_denoised"] * denoised
         return Gaussian(loc, table["variance"], Noising(x, table["rate"], table["noise"]))
 
@@ -187,7 +187,7 @@ class Reverse(Process):
         """Return the state of another x at the level before step `step`."""
         return {"x": x, "denoised": self.denoise(x, step)}
 
-    def _make_tables(self) -> dict[str, Any]:
+    def _make_columns(self) -> dict[str, np.ndarray]:
         levels, churn = self.levels, self.churn
         if churn == 0:
             return {}
@@ -207,14 +207,13 @@ class Reverse(Process):
             raise ValueError(
                 f"`variance` {self.variance!r} is 0 at the last step, which ends without noise: take 'matched'."
             )
-        columns = {
+        return {
             "from_x": from_x,
             "from_denoised": from_denoised,
             "variance": variance,
             "rate": levels.rate,
             "noise": levels.variance,
         }
-        return {name: jnp.asarray(values, self.model.mean.dtype) for name, values in columns.items()}
 
     def _heun(self, x, denoised, step):
         """Return x' by Heun's method on (3) at c = 0, in tau; by Euler's where it ends without noise."""
@@ -234,7 +233,7 @@ class Reverse(Process):
 
     def _check_precision(self, factors, processes) -> None:
         powers = np.array([power for _, power in factors])
-        variance = np.stack([np.asarray(p._tables["variance"], np.float64) for p in processes])
+        variance = np.stack([process._columns["variance"] for process in processes])
         levels = processes[0].levels
         steps = powers @ (1 / variance) + (1 - powers.sum()) * levels.rate**2 / levels.variance
         alpha, sigma = levels.alpha[0], levels.sigma[0]

@@ -1,4 +1,4 @@
-"""A first look: a language model writes freely, then under a program, then a state-space model with a known answer.
+"""A first look: a language model writes freely and under a program, a model with a known answer, digits by diffusion.
 
 Run by `make demo`; needs the weights that `scripts/fetch_smollm2.py` puts into the cache.
 """
@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 import ppl
 from ppl.inference import SMC, ImportanceSampling
-from ppl.models import LanguageModel
+from ppl.models import GaussianMixture, LanguageModel, VariancePreserving
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fetch_smollm2 import fetch  # noqa: E402
@@ -95,6 +95,47 @@ def exact_walk(observations, scale: float = 1.0) -> tuple[float, float, float]:
     return log_evidence, scale**2 * t @ solved[:, 0], float(np.sqrt(scale**2 - scale**2 * t @ solved[:, 1]))
 
 
+# Digits by diffusion --------------------------------------------------------------------------------------------------
+
+PICTURE = Path("digits.png")
+SHOWN = 14
+
+
+def digits(*labels: int):
+    """Build the sampler of handwritten digits: the diffusion model of a density that is known, a kernel estimate."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    chosen = np.isin(data.target, labels)
+    return GaussianMixture(data.images[chosen] / 8 - 1, 0.15).diffuse(VariancePreserving()).reverse(num_steps=100)
+
+
+def draw_digits() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    every, threes, eights = digits(*range(10)), digits(3), digits(8)
+    targets = {
+        "all digits": every,
+        "threes": threes,
+        "threes * eights: what is both": threes * eights,
+        "guided past the threes, ppl.guide(all, threes, weight=2)": ppl.guide(every, threes, weight=2.0),
+        "all digits, tilted to little ink": every.tilt(lambda x: -0.5 * jnp.sum(x)),
+    }
+    figure, rows = plt.subplots(len(targets), 1, figsize=(8, 1.15 * len(targets)), layout="constrained")
+    for axes, (name, target) in zip(rows, targets.items(), strict=True):
+        posterior = timed("compiled and run", lambda target=target: ppl.infer(target, SMC(512), seed=0))
+        print(f"    log-evidence {float(posterior.log_evidence):9.2f}   {name}")
+        images = np.asarray(posterior.resample(0, SHOWN).value)
+        axes.imshow(np.concatenate([np.pad(image, 1, constant_values=-1) for image in images], axis=1), cmap="gray")
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.axis("off")
+    figure.savefig(PICTURE, dpi=110)
+    print(f"    pictures: {PICTURE.resolve()}")
+
+
 def main() -> None:
     print(f"genppl {ppl.__version__} on {jax.devices()[0].device_kind or jax.default_backend()}, JAX {jax.__version__}")
     lm = timed("weights read", lambda: LanguageModel.load(fetch()))
@@ -132,6 +173,9 @@ def main() -> None:
     ]
     for row in rows:
         print(f"    {row[0]:14s}{row[1]:>10s}{row[2]:>12s}")
+
+    title("4. Digits by diffusion: products, guidance and tilts of image models, weighted")
+    draw_digits()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ where B = 1 and g = Q o sum_l (Z_l - 1).
 Both ends of time are singular: o is 0 at tau = 1, where powers above 1 start with vanishing rates and those below 1
 with infinite ones, and infinite at tau = 0. The finite steps of `ppl.models.masked.step` have no such ends.
 
-Source: Skreta et al. (2026), "Discrete Feynman-Kac correctors", arXiv 2601.10403; (2) and (3) are derived here for any
+Source: "Discrete Feynman-Kac correctors" (2026), arXiv 2601.10403; (2) and (3) are derived here for any
 powers together with a reward.
 """
 

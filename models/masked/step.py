@@ -45,6 +45,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import constraints
@@ -138,11 +139,12 @@ class UnmaskingStep(dist.Distribution):
         log_z = jax.nn.logsumexp(total, axis=-1)
         possible = log_z > -jnp.inf
         # Where no token is possible any may be drawn: the weight is -inf.
-        anything = jnp.where(jnp.arange(total.shape[-1]) == self.mask_token, -jnp.inf, 0.0)
+        tokens = np.arange(total.shape[-1]) != self.mask_token
+        anything = np.where(tokens, np.float32(-np.log(tokens.sum())), -np.inf).astype(np.float32)
         normalised = jnp.where(possible[:, None], total - jnp.where(possible, log_z, 0.0)[:, None], anything)
         law = UnmaskingStep(
             self.tokens,
-            jax.nn.log_softmax(normalised, axis=-1),
+            normalised,
             mask_token=self.mask_token,
             policy=self.policy,
             plan=self.plan,

@@ -7,6 +7,7 @@ import pytest
 
 import ppl
 from ppl.inference import SMC, ImportanceSampling
+from ppl.inference.voting import MajorityVote
 from ppl.models.masked import MostConfident, Random, Remasking
 from tests.ppl.checks import assert_mean_within_5_standard_errors, compilations, repeat
 
@@ -104,6 +105,18 @@ def _sum_over_independent_steps():
     """The tilted target's evidence where several positions may be unmasked at once."""
     exact = tables.ExactTarget([P.reverse(3)], (1.0,), tables.independent)
     return (exact.marginal() * np.exp(REWARD)).sum()
+
+
+def test_block_schedules_vote():
+    """HEX: one model under several block schedules, the most frequent answer."""
+    members = [P.reverse(3, Random(fixed=True).blocks(size)) for size in (1, 3)]
+    vote = MajorityVote(lambda value: int(value["tokens"].sum()), members[1:], SMC(500))
+    posterior = ppl.infer(members[0], vote)
+    shares = np.bincount(SEQUENCES.sum(axis=1), p)
+    answers, votes = posterior.diagnostics["answers"], posterior.diagnostics["votes"]
+    expected = shares[list(answers)]
+    assert np.all(np.abs(votes - expected) <= 5 * np.sqrt(expected * (1 - expected) / 1000))
+    assert answers[0] == int(np.argmax(shares)) and np.isnan(float(posterior.log_evidence))
 
 
 def test_another_power_compiles_nothing():

@@ -27,7 +27,7 @@ from ppl.gaussian import Gaussian
 from ppl.inference.acceptance import Evaluate, Point, accept, require_step_size
 from ppl.inference.validation import require_count
 
-__all__ = ["HMC", "hamiltonian_step", "leapfrog"]
+__all__ = ["HMC", "hamiltonian_proposal", "hamiltonian_step", "leapfrog"]
 
 
 def leapfrog(evaluate: Evaluate, point: Point, momentum, step_size, num_leapfrog: int) -> tuple[Point, Any]:
@@ -50,22 +50,26 @@ def leapfrog(evaluate: Evaluate, point: Point, momentum, step_size, num_leapfrog
     return lax.scan(step, (point, momentum), length=num_leapfrog)[0]
 
 
-def hamiltonian_step(
-    evaluate: Evaluate, point: Point, momentum, uniform, step_size, num_leapfrog: int
-) -> tuple[Point, Any]:
-    """Return the point after (1) and (2), and whether it moved.
+def hamiltonian_proposal(evaluate: Evaluate, point: Point, momentum, step_size, num_leapfrog: int) -> tuple[Point, Any]:
+    """Return the point after (1) and the log-ratio (2).
 
     Args:
         evaluate: the point at a given x, with its log-density and score.
         point: x, with the same.
         momentum: p, of x's shape, drawn from N(0, I).
-        uniform: in [0, 1), a scalar.
         step_size: e, a scalar.
         num_leapfrog: how many leapfrog steps.
     """
     proposed, end = leapfrog(evaluate, point, momentum, step_size, num_leapfrog)
     kinetic = 0.5 * jnp.sum((momentum - end) * (momentum + end))
-    return accept(point, proposed, proposed.log_density - point.log_density + kinetic, uniform)
+    return proposed, proposed.log_density - point.log_density + kinetic
+
+
+def hamiltonian_step(
+    evaluate: Evaluate, point: Point, momentum, uniform, step_size, num_leapfrog: int
+) -> tuple[Point, Any]:
+    """Return the point after (1) and (2), and whether it moved; `uniform` is in [0, 1), see `hamiltonian_proposal`."""
+    return accept(point, *hamiltonian_proposal(evaluate, point, momentum, step_size, num_leapfrog), uniform)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ppl.gaussian import Gaussian
 from ppl.inference.acceptance import Evaluate, Point, accept, require_step_size
 from ppl.inference.validation import require_count
 
-__all__ = ["MALA", "Langevin", "adjusted_step", "unadjusted_step"]
+__all__ = ["MALA", "Langevin", "adjusted_proposal", "adjusted_step", "unadjusted_step"]
 
 
 def unadjusted_step(evaluate: Evaluate, point: Point, noise, step_size) -> Point:
@@ -42,20 +42,23 @@ def unadjusted_step(evaluate: Evaluate, point: Point, noise, step_size) -> Point
     return evaluate(point.x + step_size * point.score + jnp.sqrt(2 * step_size) * noise)
 
 
-def adjusted_step(evaluate: Evaluate, point: Point, noise, uniform, step_size) -> tuple[Point, Any]:
-    """Return the point after (1) to (3), and whether it moved.
+def adjusted_proposal(evaluate: Evaluate, point: Point, noise, step_size) -> tuple[Point, Any]:
+    """Return the point (1) and the log-ratio (3).
 
     Args:
         evaluate: the point at a given x, with its log-density and score.
         point: x, with the same.
         noise: z, of x's shape.
-        uniform: in [0, 1), a scalar.
         step_size: h, a scalar.
     """
     proposed = unadjusted_step(evaluate, point, noise, step_size)
     back = jnp.sqrt(step_size / 2) * (point.score + proposed.score)
-    log_ratio = proposed.log_density - point.log_density - 0.5 * jnp.sum(back * (2 * noise + back))
-    return accept(point, proposed, log_ratio, uniform)
+    return proposed, proposed.log_density - point.log_density - 0.5 * jnp.sum(back * (2 * noise + back))
+
+
+def adjusted_step(evaluate: Evaluate, point: Point, noise, uniform, step_size) -> tuple[Point, Any]:
+    """Return the point after (1) to (3), and whether it moved; `uniform` is in [0, 1), see `adjusted_proposal`."""
+    return accept(point, *adjusted_proposal(evaluate, point, noise, step_size), uniform)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,10 +68,14 @@ def add_level_moves(kernel: Langevin | MALA | HMC, target: Any, every: int) -> A
         every: moves are due before steps `every`, 2 `every`, ..
 
     Raises:
-        TypeError: a process's log-density is needed and not known.
+        TypeError: a process has no levels, or its log-density is needed and not known.
         ValueError: the target is cut into stretches.
     """
     for process, _ in target.factors:
+        if not isinstance(process, Levelled):
+            raise TypeError(
+                f"`rejuvenation` {kernel!r} moves diffusion models' levels, which {process!r} does not have."
+            )
         if kernel.needs_density and not knows_density(process):
             raise TypeError(
                 f"`rejuvenation` {kernel!r} needs the log-density of every level, which {process!r} does not know: "

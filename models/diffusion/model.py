@@ -139,7 +139,7 @@ class Diffusion:
         """Raise a `ValueError` if the denoiser does not return what it should, without running it."""
         x = jax.ShapeDtypeStruct(self.shape, self.mean.dtype)
         t = jax.ShapeDtypeStruct((), self.mean.dtype)
-        output = jax.eval_shape(lambda x, t: self.denoiser(x, t, **self.conditions), x, t)
+        output = jax.eval_shape(lambda x, t: self.denoiser(x, t, **self._seen_conditions()), x, t)
         shape = getattr(output, "shape", None)
         if shape != self.shape:
             raise ValueError(
@@ -191,6 +191,10 @@ class Diffusion:
             return level.sigma
         return self.schedule.step(level.t)
 
+    def _seen_conditions(self) -> dict[str, Any]:
+        """Return the conditions, numbers as scalar arrays that are not part of the program: others compile nothing."""
+        return {name: jnp.asarray([c])[0] if _is_number(c) else c for name, c in self.conditions.items()}
+
     def _copy(self, **changes: Any) -> Diffusion:
         """Return the model with other attributes, nothing measured."""
         new = object.__new__(type(self))
@@ -202,6 +206,10 @@ class Diffusion:
     def __repr__(self) -> str:
         given = "".join(f", {name}={value}" for name, value in self.conditions.items())
         return f"<{type(self).__name__} of {self.shape}{given}>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Number) and not isinstance(value, bool)
 
 
 def _checked_error(table: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:

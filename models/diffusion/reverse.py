@@ -70,9 +70,9 @@ class Reverse(Process):
 
     def origin(self) -> Gaussian:
         """Return the law (1) of the noisiest x."""
-        level, model = self.level(0), self.model
-        loc = jnp.broadcast_to(level.alpha * model.mean, model.shape)
-        return Gaussian(loc, level.sigma**2 + (level.alpha * model.scale) ** 2)
+        model = self.model
+        loc = jnp.broadcast_to(self.level(0).alpha * model.mean, model.shape)
+        return Gaussian(loc, jnp.asarray([self.start_variance], model.mean.dtype)[0])
 
     def start(self, drawn) -> dict[str, Any]:
         """Return the noise with its denoised value."""
@@ -173,6 +173,11 @@ class Reverse(Process):
 
     # What correctors and moves ask for.
 
+    @property
+    def start_variance(self) -> float:
+        """The variance in (1)."""
+        return float(self.levels.sigma[0] ** 2 + (self.levels.alpha[0] * self.model.scale) ** 2)
+
     def level(self, step) -> Level:
         """Return the level before step `step`, its last one after all of them."""
         table = self.levels
@@ -236,8 +241,7 @@ class Reverse(Process):
         variance = np.stack([process._columns["variance"] for process in processes])
         levels = processes[0].levels
         steps = powers @ (1 / variance) + (1 - powers.sum()) * levels.rate**2 / levels.variance
-        alpha, sigma = levels.alpha[0], levels.sigma[0]
-        start = powers @ np.array([1 / (sigma**2 + (alpha * process.model.scale) ** 2) for process in processes])
+        start = powers @ np.array([1 / process.start_variance for process in processes])
         bad = [f"step {k}" for k in np.flatnonzero(~(steps > 0))[:1]] or (["the start"] if not start > 0 else [])
         if bad:
             named = ", ".join(f"{process!r} ** {power:g}" for process, power in factors if power < 0) or repr(factors)

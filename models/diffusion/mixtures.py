@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.models.diffusion import pilot
 from ppl.models.diffusion.levels import Level
 from ppl.models.diffusion.model import Diffusion
 from ppl.models.diffusion.schedules import Schedule
 
 __all__ = ["EmpiricalData", "GaussianMixture", "KnownDiffusion"]
-
-PILOT_SAMPLES = 4096
 
 
 class GaussianMixture:
@@ -158,9 +157,11 @@ class KnownDiffusion(Diffusion):
     def check_denoiser(self) -> None:
         """Pass: there is none."""
 
-    def samples(self) -> Any:
-        """Return data to measure the denoised value's error on."""
-        return _draw(jax.random.key(1), *self._components, PILOT_SAMPLES)
+    def measured_error(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return log(sigma / alpha), rising, and the denoised value's mean squared error there."""
+        means, scales, weights = self._components
+        centred = (means - np.tensordot(weights, means, 1)).reshape(len(means), -1)
+        return pilot.mixture_error_table(centred, scales, weights, self.schedule, self.scale)
 
     def _centred(self, x, level: Level):
         return (x - level.alpha * self.mean).reshape(-1)

@@ -86,6 +86,7 @@ class Diffusion:
         self.scale = float(scale)
         self.error = error
         self.conditions = dict(conditions or {})
+        self._numbers = _as_arrays(self.conditions)
         self._log_density = log_density
         if np.broadcast_shapes(self.mean.shape, self.shape) != self.shape:
             raise ValueError(f"`mean` must be a number or have the shape {self.shape}, got shape {self.mean.shape}.")
@@ -177,11 +178,11 @@ class Diffusion:
 
     @functools.cached_property
     def _error_table(self) -> tuple[np.ndarray, np.ndarray]:
-        return _checked_error(pilot.error_table(self, self.samples()))
+        return _checked_error(self.measured_error())
 
-    def samples(self) -> Any:
-        """Return data to measure the denoiser's error on, `[n, *shape]`: here from a pilot run."""
-        return pilot.run(self)
+    def measured_error(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return log(sigma / alpha), rising, and the mean squared error there, on data from a pilot run."""
+        return pilot.error_table(self, pilot.run(self))
 
     def _seen(self, level: Level) -> Any:
         """Return what the denoiser is given for the time."""
@@ -192,13 +193,13 @@ class Diffusion:
         return self.schedule.step(level.t)
 
     def _seen_conditions(self) -> dict[str, Any]:
-        """Return the conditions, numbers as scalar arrays that are not part of the program: others compile nothing."""
-        return {name: jnp.asarray([c])[0] if _is_number(c) else c for name, c in self.conditions.items()}
+        return self.conditions | {name: array[0] for name, array in self._numbers.items()}
 
     def _copy(self, **changes: Any) -> Diffusion:
         """Return the model with other attributes, nothing measured."""
         new = object.__new__(type(self))
         new.__dict__.update({k: v for k, v in self.__dict__.items() if k != "_error_table"} | changes)
+        new._numbers = _as_arrays(new.conditions)
         if new.error is not None:
             new._error_table = _checked_error(new.error)
         return new
@@ -208,8 +209,10 @@ class Diffusion:
         return f"<{type(self).__name__} of {self.shape}{given}>"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Number) and not isinstance(value, bool)
+def _as_arrays(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers among conditions as arrays `[1]`, which are no part of a program: others compile nothing."""
+    numeric = {n: c for n, c in conditions.items() if isinstance(c, numbers.Number) and not isinstance(c, bool)}
+    return {name: jnp.asarray([value]) for name, value in numeric.items()}
 
 
 def _checked_error(table: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -114,7 +114,7 @@ class Diffusion:
 
     def denoise_at(self, x, level: Level) -> Any:
         """Return the denoised value at a level."""
-        output = self.denoiser(x, self._seen(level), **self.conditions)
+        output = self.denoiser(x, self._seen(level), **self._seen_conditions())
         return to_denoised(self.predicts, output, x, *level[1:], self.mean)
 
     @property
@@ -134,7 +134,7 @@ class Diffusion:
         """
         if self._log_density is None:
             raise TypeError(f"{self!r} does not know its log-density: give Diffusion(..., log_density=...).")
-        return self._log_density(x, self._seen(level), **self.conditions)
+        return self._log_density(x, self._seen(level), **self._seen_conditions())
 
     def check_denoiser(self) -> None:
         """Raise a `ValueError` if the denoiser does not return what it should, without running it."""

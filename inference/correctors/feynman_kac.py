@@ -28,8 +28,8 @@ the time from 1 at the start to 0 at the last level, step k is that of the power
 
 so that the law of level k is prod_i q_i^{h(u_k) beta_i}, and the last one that of the target.
 
-A step is too coarse where (B - 1) dT >= T: from far away weights would grow faster than the density falls, and their
-mean would be infinite.
+A step is too coarse where (B - 1) dT >= T + s^2, with s the scale of the data's own Gaussian tails, 0 where they have
+none: from far away weights would grow faster than the density falls, and their mean would be infinite.
 
 Source: Feynman-Kac correctors (arXiv 2503.02819), Props. 3.1 to 3.4, C.6 and D.5.
 """
@@ -106,7 +106,8 @@ class FeynmanKac:
         if not np.all(np.isfinite(levels.log_ratio[:-1])):
             raise ValueError("`corrector` FeynmanKac needs data at every level: start the grid later, at t < 1.")
         scales = np.ones(levels.num_steps + 1) if self.schedule is None else _tabulated(self.schedule, levels.times)
-        _check_falls(levels, scales[:-1] * sum(power for _, power in target.factors))
+        own = min(getattr(getattr(p, "model", None), "tail_scale", 0.0) for p, _ in target.factors)
+        _check_falls(levels, scales[:-1] * sum(power for _, power in target.factors), own)
         if self.schedule is None:
             return dataclasses.replace(target, corrector=self)
         return self._scheduled(target, scales)
@@ -261,10 +262,13 @@ def _tabulated(schedule: Callable[[float], float], times: np.ndarray) -> np.ndar
     return values
 
 
-def _check_falls(levels: Any, totals: np.ndarray) -> None:
-    """Raise if sigma^2 / alpha^2 falls by too much of itself for the sum of the powers at some step, `[K]`."""
+def _check_falls(levels: Any, totals: np.ndarray, tail_scale: float) -> None:
+    """Raise if sigma^2 / alpha^2 falls by too much of itself for the sum of the powers at some step, `[K]`.
+
+    Where the data themselves have Gaussian tails, their variance counts with the noise's.
+    """
     squared = np.exp(2 * levels.log_ratio)
-    fall = 1 - squared[1:] / squared[:-1]
+    fall = (squared[:-1] - squared[1:]) / (squared[:-1] + tail_scale**2)
     bad = (totals > 1) & (fall * (totals - 1) >= 1)
     if np.any(bad):
         worst = int(np.argmax(np.where(bad, fall * (totals - 1), -np.inf)))

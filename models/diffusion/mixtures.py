@@ -114,6 +114,7 @@ class KnownDiffusion(Diffusion):
         self._log_weights = jnp.asarray(np.log(weights), self._means.dtype)
         self._equal_scales = bool(np.all(scales == scales[0]))
         super().__init__(_never, shape, schedule, "x0", mean=mean, scale=scale)
+        self.tail_scale = float(np.min(scales))
 
     def given(self, *, label: int) -> KnownDiffusion:
         """Return the model of the data with one label."""
@@ -141,17 +142,15 @@ class KnownDiffusion(Diffusion):
 
     def denoise_at(self, x, level: Level) -> Any:
         """Return (2)."""
-        centred, chance, total, certain = self._chances(x, level)
-        to_x = chance @ (level.alpha * self._squared_scales / total)
-        denoised = (chance * (level.sigma**2 / total)) @ self._means + to_x * centred
+        to_means, to_x = level.sigma**2, level.alpha * self._squared_scales
+        centred, denoised, certain = self._averaged(x, level, to_means, to_x)
         denoised = jnp.where(certain, centred / jnp.where(certain, level.alpha, 1.0), denoised)
         return denoised.reshape(self.shape) + self.mean
 
     def score(self, x, t) -> Any:
         """Return (3)."""
         level = self.level(t)
-        centred, chance, total, certain = self._chances(x, level)
-        score = (chance * (level.alpha / total)) @ self._means - (chance @ (1 / total)) * centred
+        _, score, certain = self._averaged(x, level, level.alpha, -1.0)
         return jnp.where(certain, 0.0, score).reshape(self.shape)
 
     def check_denoiser(self) -> None:
@@ -169,12 +168,20 @@ class KnownDiffusion(Diffusion):
     def _total(self, level: Level):
         return level.alpha**2 * self._squared_scales + level.sigma**2
 
-    def _chances(self, x, level: Level):
-        """Return x centred, p_i(x), T_i, and whether x is a point of the data for certain: T is 0, 1 stands for it."""
+    def _averaged(self, x, level: Level, to_means, to_x):
+        """Return x centred, sum_i p_i(x) (a m_i + b_i x) / T_i, and whether x is a point of the data for certain.
+
+        For certain means that T_i is 0, in the place of which 1 stands. The sum is one product with [a m_i, b_i, T_i].
+        """
         total, centred = self._total(level), self._centred(x, level)
         certain = jnp.any(total == 0)
         total = jnp.where(certain, 1.0, total)
-        return centred, jax.nn.softmax(self._logits(centred, level, total)[0]), total, certain
+        logits, _ = self._logits(centred, level, total)
+        terms = jnp.exp(logits - jnp.max(logits))
+        columns = jnp.broadcast_to(to_x, total.shape), total
+        table = jnp.concatenate([to_means * self._means, *(column[:, None] for column in columns)], axis=1)
+        sums = terms @ (table / total[:, None])
+        return centred, (sums[:-2] + sums[-2] * centred) / sums[-1], certain
 
     def _logits(self, centred, level: Level, total):
         """Return log w_i N(x; alpha m_i, T_i I) without a common term, and that term without the powers of 2 pi."""

@@ -61,6 +61,16 @@ class Gaussian(dist.Distribution):
         """The number of dimensions."""
         return math.prod(self.event_shape)
 
+    @property
+    def mean(self):
+        """The mean."""
+        return self.loc
+
+    @property
+    def variance(self):
+        """The variance of each dimension, in the event's shape."""
+        return jnp.broadcast_to(self.squared_scale, self.event_shape)
+
     def sample(self, key, sample_shape=()):
         """Draw values, `sample_shape + event_shape`."""
         noise = jax.random.normal(key, (*sample_shape, *self.event_shape), self.loc.dtype)

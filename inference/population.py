@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ppl import progress as progress_bar
 from ppl import runners
+from ppl.guarantees import weakest
 from ppl.interpret import Interpreter, Selection, Weighing
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
@@ -66,10 +67,11 @@ def run_population(
     staged = program.stage(keep_rules=False)
     keep = kept_sites(staged, keep)
     path = () if retained is None else (check_sites(staged, retained, complete=True),)
+    guarantee = weakest(algorithm.guarantee, "unbiased" if program.target is None else program.target.guarantee)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
     with progress_bar.showing(show):
-        purpose = (algorithm, "conditional run" if path else "run", keep, show)
-        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show), key, *path)
+        purpose = (algorithm, "conditional run" if path else "run", keep, show, guarantee)
+        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show, guarantee), key, *path)
         if show:
             jax.block_until_ready(posterior.log_weights)
     return _complete(posterior, staged, program)
@@ -79,8 +81,8 @@ def lower(program: Program, algorithm: PopulationAlgorithm):
     """Return the run that `ppl.infer` would compile, lowered: to read its memory, its constants, its code."""
     staged = as_program(program).stage(keep_rules=False)
     keep = kept_sites(staged, None)
-    purpose = (algorithm, "run", keep, False)
-    return runners.lower(staged, purpose, _runner(algorithm, keep, False), jax.random.key(0))
+    purpose = (algorithm, "run", keep, False, algorithm.guarantee)
+    return runners.lower(staged, purpose, _runner(algorithm, keep, False, algorithm.guarantee), jax.random.key(0))
 
 
 def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[str, dict[str, Any]]:
@@ -98,7 +100,9 @@ def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[s
     return runners.run(staged, (algorithm, "blame"), run, key)
 
 
-def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool) -> Callable[..., Posterior]:
+def _runner(
+    algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool, guarantee: str
+) -> Callable[..., Posterior]:
     num = algorithm.num_particles
 
     def run(staged: Staged, inputs, given, key, retained=None) -> Posterior:
@@ -114,7 +118,7 @@ def _runner(algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool) ->
             value=jax.tree.unflatten(staged.out_tree, [_spread(lane, num) for lane in result.value]),
             sites={name: _spread(lane, num) for name, lane in result.sites.items()},
             present={name: _spread(mask, num) for name, mask in result.present.items() if mask is not None},
-            guarantee=algorithm.guarantee,
+            guarantee=guarantee,
             algorithm=repr(algorithm),
         )
 

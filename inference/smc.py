@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
+from ppl.guarantees import weakest
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
 from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected, active_shares
@@ -51,7 +52,6 @@ from ppl.steering import Steering
 __all__ = ["SMC"]
 
 DEFAULT_THRESHOLD = 0.5
-_WEAKER = ("unbiased", "discretised", "heuristic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class SMC:
             promised.append("heuristic")
         if self.rejuvenation is not None:
             promised.append("discretised")
-        return max(promised, key=_WEAKER.index)
+        return weakest(*promised)
 
     @property
     def _corrector(self) -> KernelRatio | FeynmanKac | Uncorrected:

@@ -37,6 +37,7 @@ class Process(Target):
     """A generation that unfolds in at most `num_steps` steps. Subclasses define the methods below."""
 
     num_steps: int
+    guarantee: str = "unbiased"  # what weighted runs can promise at best, see `ppl.guarantees`
     keeps_path: bool = True  # whether `finish` and `running` read what was drawn
     resamples_every_step: bool = False  # whether that is the better default for populations
 

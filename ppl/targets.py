@@ -32,6 +32,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ppl.errors import SiteTypeError
+from ppl.guarantees import weakest
 from ppl.host import Host
 from ppl.steering import Steering
 
@@ -253,6 +254,11 @@ class Combination(Target):
     def process(self) -> Process:
         """The first of the processes: it says how values look."""
         return self.factors[0][0]
+
+    @property
+    def guarantee(self) -> str:
+        """What weighted runs of the target can promise at best."""
+        return weakest(*(process.guarantee for process, _ in self.factors))
 
     def join(self, other: Combination) -> Combination:
         """Return the product with another one; processes must unfold alike."""

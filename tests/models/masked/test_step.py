@@ -78,7 +78,7 @@ CASES = [
     for n, policy in enumerate(POLICIES)
     if ("remasking" not in setting and "loop" not in setting or not POLICIES[policy][0].looks)
     and (policy != "blocks" or setting in ("several at once", "cosine"))
-    and ((t + 2 * s + n) % 7 == 0 or target == "product with holes" and setting in ("remasking", "loop"))
+    and ((3 * t + 2 * s + n) % 10 == 0 or target == "product with holes" and setting in ("remasking", "loop"))
 ]
 
 
@@ -133,7 +133,7 @@ def test_masking_again_really_happens_in_the_loop():
     assert exact.marginal().sum() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["one by one", "loop"])
 def test_one_factor_to_the_power_one_has_weight_zero(setting):
     names, powers = TARGETS["plain"]
     made, compiled = transitions(names, powers, "random", setting)
@@ -161,12 +161,17 @@ def test_laws_bring_their_own_products():
 def test_draws_follow_the_density(policy, remask):
     process = MODELS["holes"].reverse(4, POLICIES[policy][0], remask=remask)
     num = 10_000
+
+    @jax.jit
+    def both(state, step):
+        law = process.forward(state, step)
+        return law.sample(jax.random.key(0), (num,)), jax.vmap(law.log_prob)(STATES)
+
     for step, tokens in enumerate(([2, 2, 2], [2, 0, 2])):
         state = {"tokens": jnp.array(tokens)} | ({"remasked": jnp.zeros(3, bool)} if remask else {})
-        law = process.forward(state, step)
-        drawn = jax.jit(lambda key, law=law: law.sample(key, (num,)))(jax.random.key(0))
+        drawn, log_prob = both(state, step)
         counts = np.bincount(tables.code(np.asarray(drawn), SIZE), minlength=len(STATES))
-        expected = np.exp(np.asarray(jax.vmap(law.log_prob)(STATES), np.float64))
+        expected = np.exp(np.asarray(log_prob, np.float64))
         assert np.all(counts[expected == 0] == 0)
         deviation = np.sqrt(num * expected * (1 - expected)) + 1e-9
         assert np.all(np.abs(counts - num * expected) <= 5 * deviation + 1)

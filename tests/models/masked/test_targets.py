@@ -90,6 +90,20 @@ def test_density_of_a_path_is_the_product_of_its_choices():
         assert float(found) == pytest.approx(sets + expected, rel=1e-5)
 
 
+def test_a_process_runs_inside_a_model():
+    @ppl.model
+    def pair():
+        first = ppl.generate(P.reverse(3), name="first")["tokens"]
+        second = ppl.generate(Q.reverse(3), name="second")["tokens"]
+        ppl.factor("agree", jnp.where(jnp.all(first == second), 0.0, -jnp.inf))
+        return first
+
+    posterior = ppl.infer(pair(), SMC(4000, ess_threshold=0.0))
+    alike = [tables.ExactTarget([m.reverse(3)], (1.0,), tables.independent).marginal() for m in (P, Q)]
+    agreement = float(np.sum(alike[0] * alike[1]))
+    assert abs(np.exp(posterior.log_evidence) - agreement) < 5 * np.sqrt(agreement * (1 - agreement) / 4000)
+
+
 def test_a_replaced_proposal_is_weighed():
     flat = model(tables.random_table(9, LENGTH, SIZE), LENGTH, SIZE).reverse(3)
 

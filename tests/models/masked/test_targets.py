@@ -153,3 +153,11 @@ def test_processes_that_unfold_differently_are_not_multiplied():
         P.reverse(3) * model(tables.random_table(1, LENGTH, 3), LENGTH, 3).reverse(3)
     with pytest.raises(ValueError, match="cannot be constrained .* Tilt by a reward"):
         P.reverse(3).constrain("a+")
+
+
+def test_a_policy_that_looks_at_draws_makes_the_run_heuristic():
+    process = P.reverse(3, "sampled_confidence")
+    for target in (process, process**2.0):
+        posterior = ppl.infer(target, SMC(8))
+        assert posterior.guarantee == "heuristic" and np.isnan(float(posterior.log_evidence))
+        assert int(posterior.value["tokens"].max()) < SIZE

@@ -13,6 +13,7 @@ from ppl.models.diffusion import VarianceExploding as VarianceExploding
 from ppl.models.diffusion import VariancePreserving as VariancePreserving
 from ppl.models.language import LanguageModel as LanguageModel
 from ppl.models.markov_chain import MarkovChain as MarkovChain
+from ppl.models.masked import MaskedDiffusion as MaskedDiffusion
 from ppl.models.rewards import RewardModel as RewardModel
 from ppl.models.rewards import SentenceEncoder as SentenceEncoder
 
@@ -26,6 +27,7 @@ __all__ = [
     "JsonSchema",
     "LanguageModel",
     "MarkovChain",
+    "MaskedDiffusion",
     "RectifiedFlow",
     "Regex",
     "RewardModel",

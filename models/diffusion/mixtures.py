@@ -129,6 +129,12 @@ class KnownDiffusion(Diffusion):
         model.conditions = {"label": label}
         return model
 
+    def on(self, schedule: Schedule) -> KnownDiffusion:
+        """Return the model of the same data on another schedule."""
+        model = KnownDiffusion(*self._components, schedule, self.labels)
+        model.conditions = self.conditions
+        return model
+
     def log_density(self, x, t) -> Any:
         """Return log q_t(x), (1), a scalar."""
         return self.log_density_at(x, self.level(t))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl.models.diffusion import pilot
+from ppl.models.diffusion.interpolant import converted
 from ppl.models.diffusion.levels import VARIANCES, Level, make_levels
 from ppl.models.diffusion.predictions import check_prediction, from_denoised, to_denoised
 from ppl.models.diffusion.reverse import Reverse
@@ -88,7 +89,7 @@ class Diffusion:
         self.conditions = dict(conditions or {})
         self._numbers = _as_arrays(self.conditions)
         self._log_density = log_density
-        if np.broadcast_shapes(self.mean.shape, self.shape) != self.shape:
+        if self.mean.shape not in ((), self.shape):
             raise ValueError(f"`mean` must be a number or have the shape {self.shape}, got shape {self.mean.shape}.")
         if error is not None:
             self._error_table = _checked_error(error)
@@ -96,6 +97,14 @@ class Diffusion:
     def given(self, **conditions: Any) -> Diffusion:
         """Return the model under conditions, which its denoiser is given by name: `model.given(label=3)`."""
         return self._copy(conditions=self.conditions | conditions)
+
+    def on(self, schedule: Schedule) -> Diffusion:
+        """Return the model run on another schedule's path: a flow model on a variance-preserving one, for instance.
+
+        Levels of one noise-to-data ratio hold the same data but for a factor of x; see `interpolant`.
+        """
+        denoise = converted(self.denoise, self.schedule, schedule)
+        return Diffusion(denoise, self.shape, schedule, "x0", mean=self.mean, scale=self.scale, error=self.error)
 
     def denoise(self, x, t) -> Any:
         """Return the denoised value D(x, t) of one array x."""

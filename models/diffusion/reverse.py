@@ -120,7 +120,11 @@ class Reverse(Process):
 
     def network_calls(self) -> int:
         """Return how often one particle calls the network in a run."""
-        return self.num_steps if self.churn > 0 else 2 * self.num_steps - 1
+        if self.churn > 0:
+            return self.num_steps
+        levels = self.levels
+        twice = (levels.alpha[:-2] > 0) & (levels.sigma[1:-1] > 0)  # the last step is Euler's, see `_heun`
+        return self.num_steps + int(twice.sum())
 
     def together(self, target: Combination) -> list[Process]:
         """Return the factors on one grid, and with one variance for all, the mean of theirs.

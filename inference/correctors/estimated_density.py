@@ -66,16 +66,7 @@ class EstimatedDensity(Process):
         return self.process.unfolds_like()
 
     def together(self, target) -> list[Process]:
-        """Return the processes of a target, which carry estimates all.
-
-        Raises:
-            ValueError: the target moves its states, whose log-densities are then unknown.
-        """
-        if target.moves is not None:
-            raise ValueError(
-                "`rejuvenation` under a schedule needs log-densities that the models know, log_density='known': "
-                "estimates end where x is moved."
-            )
+        """Return the processes of a target, which carry estimates all."""
         return self.aligned_with([process for process, _ in target.factors])
 
     def aligned_with(self, processes: Sequence[Any]) -> list[Process]:
@@ -89,6 +80,13 @@ class EstimatedDensity(Process):
     def level(self, step) -> Any:
         """Return the level before step `step`."""
         return self.process.level(step)
+
+    def placed(self, x, step) -> dict[str, Any]:
+        """Refuse to place another x: its log-density is not known."""
+        raise ValueError(
+            "`rejuvenation` under a schedule needs log-densities that the models know, log_density='known': "
+            "estimates end where x is moved."
+        )
 
     def __repr__(self) -> str:
         return repr(self.process)

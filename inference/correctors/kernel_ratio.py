@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ppl.inference.correctors.active import check_active
 from ppl.inference.correctors.feynman_kac import FeynmanKac
 from ppl.products import product_law
@@ -48,8 +50,20 @@ class Uncorrected:
     weighs: ClassVar[bool] = False
 
     def apply(self, target: Any) -> Any:
-        """Return the target with this corrector."""
-        return dataclasses.replace(target, corrector=self, tilts=(), potentials=())
+        """Return the target with this corrector; a process that stands alone keeps its own steps.
+
+        Raises:
+            ValueError: at another churn than 1, a level has no data.
+        """
+        bare = dataclasses.replace(target, tilts=(), potentials=())
+        if len(target.factors) == 1 and target.factors[0][1] == 1 and target.proposal is None:
+            return bare
+        if getattr(target.process, "churn", 1) != 1 and not np.all(target.process.levels.alpha[:-1] > 0):
+            raise ValueError(
+                f"`corrector` 'none' at churn {target.process.churn:g} needs data at every level: start the grid "
+                "later, at t < 1."
+            )
+        return dataclasses.replace(bare, corrector=self)
 
     def __call__(self, processes, states, powers, signs, step, allowed):
         """Return F; see `ppl.targets.Corrector`. Where steps have no backward kernel it is the Feynman-Kac one."""

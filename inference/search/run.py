@@ -1,7 +1,7 @@
 """What searches share: a tilted target, one compiled function, and a posterior of the best values that were found.
 
 The value of a search's posterior holds the `num_kept` values of the highest reward, best first, with equal weights:
-they are no sample of any stated distribution, and there is no log-evidence. Its diagnostics:
+they are no sample of any stated distribution, and there is no log-evidence. Twists are not used. Its diagnostics:
 
     network_calls   how often networks were called; backward passes are not counted
     rewards, calls  the best reward seen so far, and the network calls made by then

@@ -160,7 +160,8 @@ def test_log_density_of_a_path_is_that_of_the_measure(name):
     schedule = SCHEDULES["linear"]
     models = [Affine(schedule, 0.4, 1.1), Affine(schedule, -0.3, 0.8)]
     with jax.enable_x64(True):
-        samplers = [model.reverse(6, variance=name) for model in models]
+        times = models[1].reverse(6).levels.times
+        samplers = [model.reverse(6, variance=name, grid=times) for model in models]
         integrand = path_integrand(models, samplers, (-0.5, 1.75), name)
         target = ppl.guide(samplers[0], samplers[1], weight=1.5).join((samplers[1] ** 0.25).combination())
         for seed in range(3):

@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import ppl
-from ppl.inference import SMC, ImportanceSampling
+from ppl.inference import SMC, ImportanceSampling, Langevin
 from ppl.models import GaussianMixture, LanguageModel, VariancePreserving
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,15 +99,28 @@ def exact_walk(observations, scale: float = 1.0) -> tuple[float, float, float]:
 
 PICTURE = Path("digits.png")
 SHOWN = 14
+SMOOTH = 0.15  # standard deviation around an image, whose ink goes from -1 to 1
 
 
-def digits(*labels: int):
-    """Build the sampler of handwritten digits: the diffusion model of a density that is known, a kernel estimate."""
+def digits(*labels: int) -> np.ndarray:
+    """Return the handwritten digits with these labels, `[n, 8, 8]`."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    chosen = np.isin(data.target, labels)
-    return GaussianMixture(data.images[chosen] / 8 - 1, 0.15).diffuse(VariancePreserving()).reverse(num_steps=100)
+    return data.images[np.isin(data.target, labels)] / 8 - 1
+
+
+def sampler(images: np.ndarray):
+    """Build the sampler of a density that is known: a kernel estimate, Gaussians around images."""
+    return GaussianMixture(images, SMOOTH).diffuse(VariancePreserving()).reverse(num_steps=100)
+
+
+def exact_product(some: np.ndarray, others: np.ndarray, scale: float) -> float:
+    """Return the log of the integral of the product of two kernel estimates."""
+    some, others = (images.reshape(len(images), -1) for images in (some, others))
+    logs = -np.sum((some[:, None] - others) ** 2, axis=-1) / (4 * scale**2)
+    size = some.shape[1]
+    return float(np.log(np.mean(np.exp(logs - logs.max()))) + logs.max() - 0.5 * size * np.log(4 * np.pi * scale**2))
 
 
 def draw_digits() -> None:
@@ -116,20 +129,24 @@ def draw_digits() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    every, threes, eights = digits(*range(10)), digits(3), digits(8)
+    images = [digits(*labels) for labels in (range(10), (3,), (8,))]
+    every, threes, eights = map(sampler, images)
+    last = np.hypot(SMOOTH, np.exp(threes.levels.log_ratio[-1]))  # the noise that the last level leaves
     targets = {
-        "all digits": every,
-        "threes": threes,
-        "threes * eights: what is both": threes * eights,
-        "guided past the threes, ppl.guide(all, threes, weight=2)": ppl.guide(every, threes, weight=2.0),
-        "all digits, tilted to little ink": every.tilt(lambda x: -0.5 * jnp.sum(x)),
+        "all digits": (every, 0.0),
+        "threes": (threes, 0.0),
+        "threes * eights: what is both": (threes * eights, exact_product(*images[1:], last)),
+        "guided past the threes: ppl.guide(all, threes, weight=2)": (ppl.guide(every, threes, weight=2.0), None),
+        "all digits, tilted to little ink": (every.tilt(lambda x: -0.5 * jnp.sum(x)), None),
     }
     figure, rows = plt.subplots(len(targets), 1, figsize=(8, 1.15 * len(targets)), layout="constrained")
-    for axes, (name, target) in zip(rows, targets.items(), strict=True):
-        posterior = timed("compiled and run", lambda target=target: ppl.infer(target, SMC(512), seed=0))
-        print(f"    log-evidence {float(posterior.log_evidence):9.2f}   {name}")
-        images = np.asarray(posterior.resample(0, SHOWN).value)
-        axes.imshow(np.concatenate([np.pad(image, 1, constant_values=-1) for image in images], axis=1), cmap="gray")
+    algorithm = SMC(1024, rejuvenation=Langevin())  # 64 dimensions: without moves few ancestors are left
+    for axes, (name, (target, exact)) in zip(rows, targets.items(), strict=True):
+        posterior = timed("compiled and run", lambda target=target: ppl.infer(target, algorithm, seed=0))
+        known = "" if exact is None else f", exact {exact:.2f}"
+        print(f"    {name}: log-evidence {float(posterior.log_evidence):.2f}{known}")
+        drawn = np.asarray(posterior.resample(0, SHOWN).value)
+        axes.imshow(np.concatenate([np.pad(image, 1, constant_values=-1) for image in drawn], axis=1), cmap="gray")
         axes.set_title(name, loc="left", fontsize=9)
         axes.axis("off")
     figure.savefig(PICTURE, dpi=110)

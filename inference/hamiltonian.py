@@ -11,7 +11,7 @@ and accept with
 (1) preserves volume and comes back when p is turned round, whatever vector field stands for s, so that (2) leaves pi
 exactly as it is. One leapfrog step is the Langevin step of size e^2 / 2.
 
-Source: Neal (2011), "MCMC using Hamiltonian dynamics", section 5.3.
+Source: Neal (2011), "MCMC using Hamiltonian dynamics".
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ the same field is in both densities (2). The way back from x' has the noise -(z 
 that log q(x|x') - log q(x'|x) = -(2 <z, a> + |a|^2) / 2: no large squares are subtracted.
 
 Source: Roberts and Tweedie (1996), "Exponential convergence of Langevin distributions and their discrete
-approximations", section 1.4.
+approximations".
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ k,
 
 and prod_k Pi_k is left as it is by exchanges in which the upper path grows by x'_(k+1) ~ F and the lower one, y, loses
 its end: u < exp(w(x_k, x'_(k+1)) - w(y_k, y_(k+1))). The last path's end has then the law that `SMC` with the kernel
-ratio weighs for. It takes memory for K^2 / 2 states and half of the network's calls.
+ratio weighs for. It takes memory for (K + 1)^2 states and half of the network's calls.
 
 psi is the twist on the way and the reward at the last level. Where powers sum to more than 1, few steps give the
 measure (3) heavy tails, which neither chains nor `SMC` find: take more.
 
-Source: CREPE (arXiv 2509.23265), Algorithm 1, for (1) with the ratio of kernels; Syed et al. (2022, JRSS B 84), section
-3, for even and odd exchanges.
+Source: CREPE (arXiv 2509.23265) for (1) with the ratio of kernels; Syed et al. (2022, JRSS B 84) for even and odd
+exchanges.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ A target prod_i p_i^{b_i} has at level k, with alpha and sigma there, the densit
 of which S is known for every model, pi_k for those with a log-density. A move before step k replaces x by a draw from a
 kernel that leaves pi_k as it is, exactly (MALA, HMC) or for small steps (Langevin); every state is then placed anew,
 and weights stay as they are but for a twist, which follows the state. So run without weights, p ** 1, it is a
-predictor-corrector sampler (Song et al. 2021, arXiv 2011.13456, algorithm 1).
+predictor-corrector sampler (Song et al. 2021, arXiv 2011.13456).
 
 pi_k is the marginal of the target's measure on paths only as far as the steps invert the noising: with moves a run is
 "discretised", whatever the move. They are due before the steps `every`, 2 `every`, .. however the weights look.

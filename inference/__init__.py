@@ -8,6 +8,7 @@ from ppl.inference.importance import ImportanceSampling as ImportanceSampling
 from ppl.inference.langevin import MALA as MALA
 from ppl.inference.langevin import Langevin as Langevin
 from ppl.inference.learned_twist import LearnedTwist as LearnedTwist
+from ppl.inference.level_exchange import LevelExchange as LevelExchange
 from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
@@ -31,6 +32,7 @@ __all__ = [
     "KernelRatio",
     "Langevin",
     "LearnedTwist",
+    "LevelExchange",
     "Lookahead",
     "MajorityVote",
     "NoiseOptimization",

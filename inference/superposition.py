@@ -191,8 +191,9 @@ class Superposition(Process):
         del path
         return {**state, "t": self.processes[0].level(step).t, "step": jnp.asarray(step, jnp.int32)}
 
-    def network_calls(self) -> int:
+    def network_calls(self, corrected: bool = False) -> int:
         """Return how often one particle calls networks in a run; a forward derivative counts as a call."""
+        del corrected
         each = len(self.processes) if self.exact else 1
         return self.num_steps * len(self.processes) * each
 

@@ -2,10 +2,8 @@
 
 `make_jaxpr` gives a tree of nested jaxprs: every `jax.jit` inside the user's function is an equation with a program
 inside. A particle can only be kept whole if one frame holds every live value, so `flatten` inlines these, lifts the
-arrays they close over to inputs, and numbers the variables in order of appearance.
-
-One place is not reached: an array that a jitted helper closes over, where the helper is called inside a `jax.lax` loop
-or branch of the user's own. It stays a constant, and the program's key tells two such arrays apart by identity.
+arrays they close over to inputs, and numbers the variables in order of appearance. Programs inside `jax.lax` loops and
+branches of the user's own are flattened where they stand, see `ppl.lifting`.
 
 A `Block` is a straight line of nodes:
 
@@ -20,6 +18,7 @@ A `Block` is a straight line of nodes:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -28,6 +27,7 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 
+from ppl.lifting import inner_programs, said_again
 from ppl.primitives import Inner, draw_p, given_p, loop_p, record_p, score_p
 
 __all__ = [
@@ -251,6 +251,13 @@ class Block:
         close_run()
         return tuple(reversed([s for s in segments if not isinstance(s, Stretch) or s.nodes]))
 
+    def evaluate(self, *arrays) -> list[Any]:
+        """Evaluate a block without statements at its inputs' values."""
+        values = dict(zip(self.inputs, arrays, strict=True))
+        for stretch in self.segments:
+            values.update(zip(stretch.outputs, stretch(*(values[v] for v in stretch.inputs)), strict=True))
+        return [values[a] if isinstance(a, int) else a.value for a in self.outputs]
+
     def statements(self) -> Iterator[tuple[Node, tuple[Loop, ...]]]:
         """Yield every statement, loops included, with the loops it stands in, outermost first."""
         for node in self.nodes:
@@ -351,6 +358,11 @@ class _Builder:
             if inner is not None:
                 inner_jaxpr, inner_consts = open_jaxpr(inner)
                 results = self.inline(inner_jaxpr, [self.constant(c) for c in inner_consts], inputs)
+            elif (opened := self.opened(eqn)) is not None:
+                again, lifted = opened
+                inner_jaxpr, inner_consts = open_jaxpr(again)
+                lifted = [self.constant(array) for array in lifted]
+                results = self.inline(inner_jaxpr, [self.constant(c) for c in inner_consts], [*lifted, *inputs])
             else:
                 results = [self.variable(v.aval) for v in eqn.outvars]
                 self.nodes.append(self.node(eqn, tuple(inputs), tuple(results)))
@@ -390,6 +402,37 @@ class _Builder:
         if eqn.primitive is loop_p:
             return self.loop(params, inputs, outputs)
         return Apply(eqn.primitive, inputs, outputs, params)
+
+    def opened(self, eqn) -> tuple[Any, list[Any]] | None:
+        """Return a loop or branch that holds programs to be inlined as (jaxpr, arrays that they closed over).
+
+        The jaxpr's inputs are these arrays and the equation's operands. None for other equations.
+        """
+        programs = inner_programs(eqn)
+        if not any(self.nests(program) for program in programs):
+            return None
+        flat = [flatten(*open_jaxpr(program), keep_rules=self.keep_rules) for program in programs]
+        lifted = [array for _, arrays in flat for array in arrays]
+
+        def call(*values):
+            rest, functions = iter(values), []
+            for block, arrays in flat:
+                functions.append(functools.partial(block.evaluate, *(next(rest) for _ in arrays)))
+            return said_again(eqn, functions)(*rest)
+
+        types = [jax.typeof(array) for array in lifted] + [atom.aval for atom in eqn.invars]
+        types = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak_type) for t in types]
+        closed = jax.make_jaxpr(call)(*types)
+        return closed, lifted
+
+    def nests(self, program) -> bool:
+        """Whether a program closes over arrays, or holds one that is to be inlined."""
+        jaxpr, consts = open_jaxpr(program)
+        if consts:
+            return True
+        return any(
+            self.called_program(eqn) is not None or any(map(self.nests, inner_programs(eqn))) for eqn in jaxpr.eqns
+        )
 
     def loop(self, params, inputs: tuple[Atom, ...], outputs: tuple[int, ...]) -> Loop:
         cuts = np.cumsum([params["num_constants"], params["num_until_constants"], params["num_carry"]])

@@ -159,9 +159,9 @@ class Mixture(Process):
         """Return the mixture over other steps."""
         return type(self)(tuple(process.with_steps(steps) for process in self.processes), self.weights)
 
-    def network_calls(self) -> int | None:
+    def network_calls(self, corrected: bool = False) -> int | None:
         """Return the sum over the processes, which all run."""
-        calls = [process.network_calls() for process in self.processes]
+        calls = [process.network_calls(corrected) for process in self.processes]
         return None if None in calls else sum(calls)
 
     def _laws(self, state, step) -> list[Any]:

@@ -101,8 +101,12 @@ class Process(Target):
         """Return processes, of which this is one, in steps that they share."""
         return list(processes)
 
-    def network_calls(self) -> int | None:
-        """Return how often one particle calls a network in a run; None where that is not known."""
+    def network_calls(self, corrected: bool = False) -> int | None:
+        """Return how often one particle calls a network in a run; None where that is not known.
+
+        Args:
+            corrected: a corrector draws the steps, which so call none of their own.
+        """
 
     def bind(self, constraint: Any, require_end: bool) -> Any:
         """Return a constraint made for this process's values.

@@ -318,7 +318,7 @@ class Combination(Target):
 
     def network_calls(self) -> int | None:
         """Return how often one particle calls networks in a run; None where that is not known."""
-        calls = [process.network_calls() for process, _ in self.factors]
+        calls = [process.network_calls(self.corrector is not None) for process, _ in self.factors]
         if None in calls:
             return None
         moves = 0 if self.moves is None else self.moves.network_calls([process for process, _ in self.factors])

@@ -73,9 +73,9 @@ class EstimatedDensity(Process):
         """Return processes on one grid."""
         return [EstimatedDensity(p) for p in self.process.aligned_with([other.process for other in processes])]
 
-    def network_calls(self) -> int | None:
+    def network_calls(self, corrected: bool = False) -> int | None:
         """Return how often one particle calls the network in a run."""
-        return self.process.network_calls()
+        return self.process.network_calls(corrected)
 
     def level(self, step) -> Any:
         """Return the level before step `step`."""

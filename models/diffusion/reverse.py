@@ -118,9 +118,9 @@ class Reverse(Process):
             "churn": self.churn,
         }
 
-    def network_calls(self) -> int:
-        """Return how often one particle calls the network in a run."""
-        if self.churn > 0:
+    def network_calls(self, corrected: bool = False) -> int:
+        """Return how often one particle calls the network in a run; a corrector's steps at churn 0 are Euler's."""
+        if self.churn > 0 or corrected:
             return self.num_steps
         levels = self.levels
         twice = (levels.alpha[:-2] > 0) & (levels.sigma[1:-1] > 0)  # the last step is Euler's, see `_heun`

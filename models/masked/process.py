@@ -101,8 +101,9 @@ class Unmasking(Process):
             "remask": self.remasking,
         }
 
-    def network_calls(self) -> int:
+    def network_calls(self, corrected: bool = False) -> int:
         """Return how often one particle calls the denoiser in a run."""
+        del corrected
         return self.num_steps
 
     def bind(self, constraint: Any, require_end: bool) -> Any:

@@ -254,17 +254,14 @@ def test_network_calls_are_what_is_reported(last, churn):
     assert len(calls) == posterior.diagnostics["network_calls"]
 
 
-EULER = pytest.mark.xfail(reason="steps of correctors at churn 0 are Euler's, the count is of Heun's", strict=True)
-
-
 @pytest.mark.parametrize(
     "corrector, churn",
     [
         ("auto", 1.0),
         ("feynman-kac", 0.5),
         ("none", 0.5),
-        pytest.param("feynman-kac", 0.0, marks=EULER),
-        pytest.param("none", 0.0, marks=EULER),
+        ("feynman-kac", 0.0),
+        ("none", 0.0),
     ],
 )
 def test_network_calls_of_targets_are_what_is_reported(corrector, churn):
@@ -286,10 +283,7 @@ class Network(nnx.Module):
         return self.second(self.activation(self.first(jnp.concatenate([x, t[None]]))))
 
 
-IN_COND = pytest.mark.xfail(reason="functions with derivative rules inside of lax.cond compile anew", strict=True)
-
-
-@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.silu, pytest.param(jax.nn.relu, marks=IN_COND)])
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.silu, jax.nn.relu])
 def test_network_s_weights_are_arguments_and_other_weights_compile_nothing(activation):
     def make(seed):
         model = Diffusion(Network(seed, activation), (8,), VariancePreserving(), error=([0.0], [0.1]))

@@ -4,8 +4,8 @@ Of J programs that answer the same question, each is run by an algorithm, and ev
 
     V(a) = (1 / J) sum_j sum_n W_jn [answer(value_jn) = a],        elected = argmax_a V(a)                         (1)
 
-With one program this is self-consistency. With one masked diffusion model under several block schedules, each of them an
-expert of its own, it is HEX. The elected answer is the likeliest one under the mixture of the runs; nothing is said
+With one program this is self-consistency. With one masked diffusion model under several block schedules, each of them
+an expert of its own, it is HEX. The elected answer is the likeliest one under the mixture of the runs; nothing is said
 about the programs' own targets, so that the result is heuristic.
 
 Source: Wang et al. (2022), "Self-consistency improves chain of thought reasoning in language models", arXiv 2203.11171;

@@ -63,7 +63,9 @@ def test_step_weights_of_gaussian_mixtures_are_those_of_the_rule():
                 expected = total + (1 - sum(powers)) * back - proposal.log_prob(drawn)
                 assert abs(weigh(drawn) - expected) < 1e-10
     grid = jnp.linspace(-8, 8, 4001)
-    one = MixtureOfSteps([Gaussian(jnp.array(0.5), 0.3), Gaussian(jnp.array(-1.0), 0.7)], jnp.log(jnp.array([0.4, 0.6])))
+    one = MixtureOfSteps(
+        [Gaussian(jnp.array(0.5), 0.3), Gaussian(jnp.array(-1.0), 0.7)], jnp.log(jnp.array([0.4, 0.6]))
+    )
     assert abs(float(jnp.exp(jax.vmap(one.log_prob)(grid)).sum() * 16 / 4000) - 1) < 1e-5
     draws = np.asarray(one.sample(jax.random.key(0), (200_000,)))
     assert abs(draws.mean() - (0.4 * 0.5 - 0.6)) < 5 * draws.std() / np.sqrt(draws.size)

@@ -153,6 +153,22 @@ CLOSURES = {
     "in lax.cond": lambda a, z, y: jax.lax.cond(z > 0, lambda: a, lambda: -a),
     "in lax.scan": lambda a, z, y: jax.lax.scan(lambda c, _: (c + a.sum(), None), z, None, length=3)[0],
     "in lax.while_loop": lambda a, z, y: jax.lax.while_loop(lambda c: c < 3, lambda c: c + 1 + a.sum(), z),
+    "in a jitted helper in lax.cond": lambda a, z, y: jax.lax.cond(z > 0, jax.jit(lambda q: q * a), lambda q: q - a, z),
+    "in a jitted helper in lax.switch": lambda a, z, y: jax.lax.switch(
+        jnp.int32(z), [jax.jit(lambda q: q + a.sum()), lambda q: q, jax.jit(lambda q: q * a[1])], z
+    ),
+    "in a jitted helper in lax.scan": lambda a, z, y: jnp.concatenate(
+        jax.lax.scan(lambda c, x: (jax.jit(lambda q: q + a)(c), x * c), z * a, jnp.arange(3.0), reverse=True)[1]
+    ),
+    "in a jitted helper in lax.while_loop": lambda a, z, y: jax.lax.while_loop(
+        jax.jit(lambda c: c < a.sum()), lambda c: jax.jit(lambda q: q + 1 + a[1] ** 2)(c), z
+    ),
+    "in a jitted helper in a loop in a branch": lambda a, z, y: jax.lax.cond(
+        z > 0,
+        lambda q: jax.lax.fori_loop(0, 3, lambda i, c: jax.nn.relu(jax.jit(lambda r: r + a)(c)), q + 0 * a),
+        lambda q: jnp.zeros_like(a),
+        z,
+    ),
     "in jax.vmap": lambda a, z, y: jax.vmap(jax.jit(lambda q: q * z + a.sum()))(a),
     "in jax.checkpoint": lambda a, z, y: jax.checkpoint(lambda q: a * q)(z),
     "in jax.grad": lambda a, z, y: jax.grad(lambda q: (a * q**2).sum())(z),
@@ -230,22 +246,15 @@ def test_array_that_a_model_closes_over_is_no_constant_and_other_values_compile_
     assert len(compiled) == 0
 
 
-@pytest.mark.parametrize("loop", ["cond", "scan"])
-def test_array_of_a_jitted_helper_inside_control_flow_is_never_stale(loop):
-    """Such an array is compiled in (see `ppl.ir`): another one compiles anew, and is the one that counts."""
-
-    def make(a):
-        @ppl.model
-        def program():
-            if loop == "cond":
-                return jax.lax.cond(jnp.bool_(True), jax.jit(lambda: a.sum()), lambda: 0.0)
-            return jax.lax.scan(lambda c, _: (jax.jit(lambda q: q + a.sum())(c), None), 0.0, None, length=2)[0]
-
-        return program()
-
-    for value in (1.0, 2.0, 3.0):
-        answer = ppl.simulate(make(jnp.full(100, value))).value
-        assert answer == 100 * value * (1 if loop == "cond" else 2)
+@pytest.mark.parametrize("name", [name for name in CLOSURES if "lax" in name or "branch" in name])
+def test_loops_and_branches_give_what_jax_gives(name):
+    """The helpers' arrays are lifted out of them (see `ppl.lifting`); the values are those of the plain function."""
+    z, y = jnp.float32(0.7), jnp.arange(3.0)
+    for value in (0.5, 1.5):
+        array = jnp.linspace(0.1, value, BIG)
+        program = ppl.model(lambda z, array=array: CLOSURES[name](array, z, y))(z)
+        found, expected = (jax.tree.leaves(v) for v in (ppl.simulate(program).value, CLOSURES[name](array, z, y)))
+        assert all(np.allclose(*pair, rtol=1e-5) for pair in zip(found, expected, strict=True))
 
 
 def test_simulate_and_log_density_lower_without_constants():

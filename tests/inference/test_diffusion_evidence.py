@@ -199,8 +199,8 @@ def test_bias_of_other_variances_falls_as_one_over_steps_in_closed_form(variance
         exact = 0.5 * ((1 - power) * math.log(2 * math.pi * spread) - math.log(power))
         biases.append(path_integrand([model], [sampler], (power,), variance).log_integral() - exact)
     assert np.all(np.sign(biases) == np.sign(power - 1)), biases
-    ratios = np.array(biases[:-1]) / biases[1:]
-    assert np.all((3.2 < ratios) & (ratios < 4.8)), (biases, ratios)
+    off = np.abs(np.array(biases[:-1]) / biases[1:] - 4)  # each time four times as many steps
+    assert np.all(np.diff(off) < 0) and off[-1] < 0.25, (biases, off)
 
 
 # Densities of mixtures, by quadrature and closed forms.
@@ -300,12 +300,16 @@ def test_log_evidence_by_feynman_kac_is_that_of_quadrature(case):
 
 @pytest.mark.parametrize("variance", ["posterior", "noising"])
 def test_bias_of_other_variances_falls_with_the_steps(variance):
-    biases = []
+    biases, errors = [], []
     for num_steps in (40, 160):
         target, exact = mixture_case("annealed 2", 1, SCHEDULES["exploding"], num_steps, variance=variance)
-        biases.append(log_evidences(target, SMC(3000), 8).mean() - exact)
-    print(variance, biases)
-    assert biases[0] > 0.25 and 2.5 < biases[0] / biases[1] < 7, biases
+        found = log_evidences(target, SMC(3000), 8) - exact
+        biases.append(found.mean())
+        errors.append(found.std(ddof=1) / np.sqrt(len(found)))
+    assert biases[0] > 5 * errors[0], (biases, errors)
+    # The next order in 1 / steps is below a half of the first at 40 steps.
+    error = math.hypot(4 * errors[1], errors[0])
+    assert abs(4 * biases[1] - biases[0]) < 5 * error + 0.5 * biases[0], (biases, errors)
 
 
 SIXTEEN = (np.random.default_rng(5).uniform(-1.5, 1.5, (4, 16)), 0.5, np.array([0.4, 0.3, 0.2, 0.1]))
@@ -337,7 +341,14 @@ def test_log_evidence_of_guidance_by_a_class_in_16_dimensions():
 
 @pytest.mark.parametrize("power", [0.6, 2.0])
 def test_log_evidence_of_an_annealed_gaussian_in_16_dimensions(power):
-    sampler = GaussianMixture(SIXTEEN[0][:1], 0.5).diffuse(SCHEDULES["linear"]).reverse(100)
+    """To the power 2 the noisy levels should have less: at the noise end their own power, a half of it here.
+
+    Levels of full power, q_t^2, are far from the noised target q^2 in 16 dimensions, and weights heavy-tailed.
+    """
+    num_steps = 400 if power > 1 else 100
+    sampler = GaussianMixture(SIXTEEN[0][:1], 0.5).diffuse(SCHEDULES["exploding"]).reverse(num_steps)
     total = (sampler.levels.alpha[-1] * 0.5) ** 2 + sampler.levels.sigma[-1] ** 2
     exact = 8 * ((1 - power) * math.log(2 * math.pi * total) - math.log(power))
-    assert_evidence(log_evidences(sampler**power, SMC(500), 6), exact, f"annealed {power}, single, 16-D")
+    corrector = FeynmanKac(schedule=lambda t: 1 - 0.5 * t) if power > 1 else "auto"
+    found = log_evidences(sampler**power, SMC(2000, corrector=corrector), 6)
+    assert_evidence(found, exact, f"annealed {power}, single, 16-D")

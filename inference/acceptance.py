@@ -16,8 +16,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
 
-__all__ = ["Evaluate", "Point", "accept", "evaluate_density", "require_step_size"]
+from ppl.gaussian import Gaussian
+
+__all__ = [
+    "Evaluate",
+    "Point",
+    "accept",
+    "adjusted_randomness",
+    "evaluate_density",
+    "repeated",
+    "require_step_size",
+]
 
 
 class Point(NamedTuple):
@@ -48,6 +60,26 @@ def accept(point: Point, proposed: Point, log_ratio, uniform) -> tuple[Point, An
     """Return the point after (1), and whether it is the proposed one. NaN is refused."""
     accepted = jnp.log(uniform) < log_ratio
     return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposed, point), accepted
+
+
+def adjusted_randomness(shape: tuple[int, ...], num_steps: int, dtype: Any) -> dict[str, dist.Distribution]:
+    """Return the distributions of what steps with an acceptance test draw: `noise` `[num_steps, *shape]`, `uniform`."""
+    return {
+        "noise": Gaussian(jnp.zeros((num_steps, *shape), dtype), 1.0),
+        "uniform": dist.Uniform(jnp.zeros(num_steps, dtype), 1.0).to_event(1),
+    }
+
+
+def repeated(step: Callable[..., tuple[Point, Any]], point: Point, random: dict[str, Any]) -> tuple[Point, Any]:
+    """Return the point after steps, and the share of them that were accepted.
+
+    Args:
+        step: `(point, noise, uniform) -> (point, accepted)`.
+        point: where the particle is.
+        random: what was drawn from `adjusted_randomness`.
+    """
+    point, accepted = lax.scan(lambda point, drawn: step(point, *drawn), point, (random["noise"], random["uniform"]))
+    return point, jnp.mean(accepted, dtype=random["uniform"].dtype)
 
 
 def require_step_size(value: Any) -> None:

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
 
-from ppl.gaussian import Gaussian
-from ppl.inference.acceptance import Evaluate, Point, accept, require_step_size
+from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
 from ppl.inference.validation import require_count
 
 __all__ = ["HMC", "hamiltonian_proposal", "hamiltonian_step", "leapfrog"]
@@ -96,10 +95,7 @@ class HMC:
 
     def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
         """Return the distributions of what a move of an array needs to draw, by name."""
-        return {
-            "noise": Gaussian(jnp.zeros((self.num_steps, *shape), dtype), 1.0),
-            "uniform": dist.Uniform(jnp.zeros(self.num_steps, dtype), 1.0).to_event(1),
-        }
+        return adjusted_randomness(shape, self.num_steps, dtype)
 
     def step_size_at(self, scale, default) -> Any:
         """Return e where lengths have a given scale; `default` is the Langevin step to match where none was given."""
@@ -115,11 +111,10 @@ class HMC:
             step_size: e, a scalar.
         """
 
-        def step(point, drawn):
-            return hamiltonian_step(evaluate, point, *drawn, step_size, self.num_leapfrog)
+        def step(point, noise, uniform):
+            return hamiltonian_step(evaluate, point, noise, uniform, step_size, self.num_leapfrog)
 
-        point, accepted = lax.scan(step, point, (random["noise"], random["uniform"]))
-        return point, jnp.mean(accepted, dtype=random["uniform"].dtype)
+        return repeated(step, point, random)
 
     def evaluations(self) -> int:
         """Return how many points a move evaluates."""

@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from ppl.gaussian import Gaussian
-from ppl.inference.acceptance import Evaluate, Point, accept, require_step_size
+from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
 from ppl.inference.validation import require_count
 
 __all__ = ["MALA", "Langevin", "adjusted_proposal", "adjusted_step", "unadjusted_step"]
@@ -126,10 +126,7 @@ class MALA:
 
     def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
         """Return the distributions of what a move of an array needs to draw, by name."""
-        return {
-            "noise": Gaussian(jnp.zeros((self.num_steps, *shape), dtype), 1.0),
-            "uniform": dist.Uniform(jnp.zeros(self.num_steps, dtype), 1.0).to_event(1),
-        }
+        return adjusted_randomness(shape, self.num_steps, dtype)
 
     def step_size_at(self, scale, default) -> Any:
         """Return h where lengths have a given scale; `default` is the one to take where none was given."""
@@ -138,11 +135,10 @@ class MALA:
     def move(self, evaluate: Evaluate, point: Point, random: dict[str, Any], step_size) -> tuple[Point, Any]:
         """Return the point after all steps, and the share of steps that were accepted; see `Langevin.move`."""
 
-        def step(point, drawn):
-            return adjusted_step(evaluate, point, *drawn, step_size)
+        def step(point, noise, uniform):
+            return adjusted_step(evaluate, point, noise, uniform, step_size)
 
-        point, accepted = lax.scan(step, point, (random["noise"], random["uniform"]))
-        return point, jnp.mean(accepted, dtype=random["uniform"].dtype)
+        return repeated(step, point, random)
 
     def evaluations(self) -> int:
         """Return how many points a move evaluates."""

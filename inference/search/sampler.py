@@ -163,10 +163,7 @@ class Hoisted:
             block, constants = ir.flatten(closed.jaxpr, closed.consts)
             self._traced[tree, types] = block, constants, jax.tree.structure(out)
         block, constants, out_tree = self._traced[tree, types]
-        values = dict(zip(block.inputs, [*constants, *leaves], strict=True))
-        for stretch in block.segments:
-            values.update(zip(stretch.outputs, stretch(*(values[v] for v in stretch.inputs)), strict=True))
-        return jax.tree.unflatten(out_tree, [values[a] if isinstance(a, int) else a.value for a in block.outputs])
+        return jax.tree.unflatten(out_tree, block.evaluate(*constants, *leaves))
 
 
 def unweighted(target: Combination) -> Combination:

@@ -216,8 +216,10 @@ def test_feynman_kac_at_other_churns_gives_the_evidence(churn, power):
     sampler = GaussianMixture(np.array([[0.5, -1.0]]), 0.7).diffuse(SCHEDULES["exploding"]).reverse(600, churn=churn)
     variance = 0.7**2 + sampler.levels.sigma[-1] ** 2
     exact = (1 - power) * math.log(2 * math.pi * variance) - math.log(power)
-    posterior = ppl.infer(sampler**power, SMC(4000, corrector=FeynmanKac()), seed=0)
-    assert float(posterior.log_evidence) == pytest.approx(exact, abs=0.1)
+    algorithm = SMC(4000, corrector=FeynmanKac())
+    found = np.array([float(ppl.infer(sampler**power, algorithm, seed=seed).log_evidence) for seed in range(5)])
+    allowance = 0.1  # of the steps, as stated for two dimensions
+    assert abs(found.mean() - exact) < 3 * found.std(ddof=1) / np.sqrt(len(found)) + allowance
 
 
 # What is promised, and what is refused.

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from ppl.chance import is_replaced
 from ppl.program import Staged
 
 __all__ = ["clear_cache", "is_traced", "lower", "run"]
@@ -53,7 +54,7 @@ def clear_cache() -> None:
 
 
 def _runner(staged: Staged, purpose: Hashable, function: Callable) -> Callable:
-    cache_key = (staged.key(), purpose)
+    cache_key = (staged.key(), purpose, is_replaced())  # enumerated choices compile to other code
     runner = _RUNNERS.get(cache_key)
     if runner is None:
         skeleton = staged.without_values()

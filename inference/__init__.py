@@ -10,6 +10,9 @@ from ppl.inference.langevin import Langevin as Langevin
 from ppl.inference.learned_twist import LearnedTwist as LearnedTwist
 from ppl.inference.level_exchange import LevelExchange as LevelExchange
 from ppl.inference.lookahead import Lookahead as Lookahead
+from ppl.inference.mcmc import MCMC as MCMC
+from ppl.inference.metropolis_hastings import MH as MH
+from ppl.inference.metropolis_hastings import Regenerate as Regenerate
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
@@ -25,6 +28,8 @@ from ppl.inference.voting import MajorityVote as MajorityVote
 __all__ = [
     "HMC",
     "MALA",
+    "MCMC",
+    "MH",
     "SMC",
     "EntropicAnnealing",
     "FeynmanKac",
@@ -38,6 +43,7 @@ __all__ = [
     "NoiseOptimization",
     "PathSearch",
     "RandomSearch",
+    "Regenerate",
     "ReplicaExchange",
     "RolloverSearch",
     "Sandwich",

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
+from ppl import chance
 from ppl.guarantees import weakest
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
@@ -42,7 +43,6 @@ from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.interpret import Selected, Weighing
 from ppl.kernels import resampling
-from ppl.kernels.resampling.conditional import resolve_conditional
 from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
 from ppl.posterior import Posterior
@@ -189,7 +189,7 @@ class SMC:
         threshold = DEFAULT_THRESHOLD if self.ess_threshold is None else float(self.ess_threshold)
         if threshold == 0.0:
             return OnlyWeigh()
-        scheme = resampling.resolve(self.resampler)
+        scheme = chance.resampler(self.resampler)
         return Resampling(scheme, threshold, self.num_particles, self.annealing, self.lookahead, self._active)
 
     def conditional_selection(self) -> OnlyWeigh:
@@ -205,7 +205,7 @@ class SMC:
             raise ValueError(
                 f"`resampler` must be the name of a scheme with a conditional form, got {self.resampler!r}."
             )
-        return dataclasses.replace(free, resampler=_Pinned(resolve_conditional(self.resampler)))
+        return dataclasses.replace(free, resampler=_Pinned(chance.conditional_resampler(self.resampler)))
 
     def conditional_run(self, program, key, retained) -> Posterior:
         """Run with a path that particle 0 follows: conditional SMC.
@@ -227,12 +227,12 @@ class SMC:
 
 @dataclasses.dataclass(frozen=True)
 class _Pinned:
-    """A conditional scheme as a resampler that keeps particle 0 in its slot."""
+    """A conditional scheme as a resampler that gives slot 0 a certain ancestor: particle 0, where none is named."""
 
     scheme: Callable
 
-    def __call__(self, key, log_weights, num):
-        return self.scheme(key, log_weights, 0, num)
+    def __call__(self, key, log_weights, num, retained=0):
+        return self.scheme(key, log_weights, retained, num)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Resampling(OnlyWeigh):
             return low
         return (self.active[0] <= progress) & (progress <= self.active[1]) & low
 
-    def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
+    def select(self, key, log_weights, weighing: Weighing, progress, retained=None) -> Selected:
         """Return ancestors, their children's weights, and the log of the mean weight that is taken out."""
         if self.annealing is None:
             drawn_from, kept, temperature = log_weights, None, 1.0
@@ -277,7 +277,8 @@ class Resampling(OnlyWeigh):
             tempered = temper(self.annealing, log_weights, weighing, progress)
             drawn_from, kept, log_mass, temperature = tempered
         all_dead = jnp.isneginf(weighing.log_sum)
-        ancestors = self.resampler(key, drawn_from, self.num_particles)
+        pinned = {} if retained is None else {"retained": retained}
+        ancestors = self.resampler(key, drawn_from, self.num_particles, **pinned)
         stay = jnp.arange(self.num_particles, dtype=jnp.int32)
         ancestors = jnp.where(all_dead, stay, jnp.asarray(ancestors, jnp.int32))
 

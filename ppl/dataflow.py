@@ -6,9 +6,9 @@ network exist once however many particles there are, and resampling has nothing 
 
 from __future__ import annotations
 
-from ppl.ir import Apply, Atom, Block, Draw, Given, Loop, Stretch
+from ppl.ir import Apply, Atom, Block, Draw, Given, Loop, Score, Stretch
 
-__all__ = ["LoopFlags", "loop_flags", "spread", "stretch_flags"]
+__all__ = ["LoopFlags", "futures_are_one_step", "loop_flags", "spread", "stretch_flags"]
 
 
 def spread(block: Block, random_inputs: tuple[bool, ...], shared_given: frozenset[str]) -> tuple[bool, ...]:
@@ -82,3 +82,48 @@ def loop_flags(
 
 def _groups(loop: Loop):
     return loop.constants, loop.until_constants, loop.init, loop.xs
+
+
+def futures_are_one_step(block: Block, given: frozenset[str]) -> bool:
+    """Whether the densities of one future after two particles differ by that of its first iteration only.
+
+    So it is where the next state is a function of an iteration's sites alone, nothing that differs between particles is
+    read by all iterations, and no statement follows the loop.
+
+    Args:
+        block: a whole program.
+        given: the sites whose values are the same for all particles.
+    """
+    loops = [node for node in block.nodes if isinstance(node, Loop) and node.resamples]
+    if len(loops) != 1:
+        return False
+    (loop,) = loops
+    after = block.nodes[block.nodes.index(loop) + 1 :]
+    if loop.until is not None or any(isinstance(node, Score | Draw | Loop) for node in after):
+        return False
+    random = _random_variables(block, given)
+    if any(isinstance(a, int) and random[a] for a in (*loop.constants, *loop.xs)):
+        return False
+    first = len(loop.constants)
+    carried = {v: not same for v, same in zip(loop.body.inputs[first:], loop.invariant, strict=False)}
+    if any(same and isinstance(a, int) and random[a] for a, same in zip(loop.init, loop.invariant, strict=True)):
+        return False
+    reads_state = {v: carried.get(v, False) for v in loop.body.inputs}
+    for node in loop.body.nodes:
+        flag = any(isinstance(a, int) and reads_state[a] for a in node.inputs)
+        reads_state.update((v, flag and not isinstance(node, Draw)) for v in node.outputs)
+    leaving = zip(loop.body.outputs, loop.invariant, strict=False)
+    return not any(isinstance(a, int) and reads_state[a] for a, same in leaving if not same)
+
+
+def _random_variables(block: Block, given: frozenset[str]) -> dict[int, bool]:
+    """Return, for each variable of a whole program, whether it is random."""
+    random = dict.fromkeys(block.inputs, False)
+    for node in block.nodes:
+        if isinstance(node, Draw):
+            random[node.output] = node.name not in given
+        else:
+            drawn = isinstance(node, Loop) and not node.body.names <= given
+            flag = drawn or any(isinstance(a, int) and random[a] for a in node.inputs)
+            random.update((v, flag) for v in node.outputs)
+    return random

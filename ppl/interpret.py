@@ -11,6 +11,7 @@ For particles n = 1..N the interpreter keeps log-weights w_n and log Z, with the
     sample, drawn from the program      x_n ~ p               w_n unchanged
     sample, drawn from a proposal q     x_n ~ q               w_n += log p(x_n) - log q(x_n)
     sample with a given value           x_n = value           w_n += log p(value)
+    sample that is redrawn              as drawn, where a mask says so, else as given
     observe, factor                                           w_n += log-density, log-weight
     selection (end of an outermost iteration)                 see `Selection`
 
@@ -19,11 +20,17 @@ over, and, by the composed ancestor index once the loop has ended, whatever live
 as they were drawn, with the ancestors, and traced back once.
 
 A particle at -inf stays there, and NaN that it meets later is ignored (law L5).
+
+A *prefix* of a program is what lies before an iteration of its outermost loops, counted through: later statements have
+no density, and loops stop there. Between iterations of an outermost loop particles may be moved by a kernel that
+leaves the measure of the prefix as it is (*rejuvenation*): the sites then travel with their particles, and what was
+computed from them is computed anew by replaying the prefix.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -31,13 +38,13 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from ppl import draws
+from ppl import chance, draws
 from ppl.dataflow import stretch_flags
 from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
 from ppl.lanes import Frame, Lane, has_long_rows, move, read, take, time_first, trace_back
 from ppl.loops import LoopPlan
 
-__all__ = ["Interpreter", "Result", "Selected", "Selection", "Weighing"]
+__all__ = ["Interpreter", "Rejuvenation", "Result", "Selected", "Selection", "Weighing"]
 
 
 class Weighing(NamedTuple):
@@ -46,6 +53,32 @@ class Weighing(NamedTuple):
     log_sum: Any
     ess: Any
     entropy: Any
+
+
+class Rejuvenation(NamedTuple):
+    """Moves between the iterations of outermost loops.
+
+    Attributes:
+        move: `(key, sites, stop) -> (sites, acceptance)`, with sites by name, `[N, ...]`, of the prefix that has `stop`
+            iterations; it leaves the measure of that prefix as it is. The acceptance is a scalar.
+        every: a move is due after every so many iterations.
+    """
+
+    move: Callable[[Any, dict[str, Any], Any], tuple[dict[str, Any], Any]]
+    every: int
+
+
+class Choice(NamedTuple):
+    """What else counts while ancestors are chosen.
+
+    Attributes:
+        ahead: log-weights `[N]` that count while choosing and are taken out of the children's.
+        future: gives, `[N]`, the log-density of the retained particle's future after each particle: its past is drawn
+            anew.
+    """
+
+    ahead: Any = None
+    future: Callable[[], Any] | None = None
 
 
 class Selected(NamedTuple):
@@ -88,8 +121,10 @@ class Selection(Protocol):
         `progress` is the share, in (0, 1], of the loop's iterations that are done.
         """
 
-    def select(self, key, log_weights, weighing: Weighing, progress) -> Selected:
+    def select(self, key, log_weights, weighing: Weighing, progress, retained=None) -> Selected:
         """Choose ancestors after the share `progress`, in (0, 1], of the loop's iterations.
+
+        `retained`, an index, is the ancestor of particle 0, for selections that pin it.
 
         Invariant (1) must hold: E[sum over children of exp(new w) * exp(mass)] = exp(w) for each particle.
         """
@@ -106,6 +141,7 @@ class Result:
     log_mass: Any
     diagnostics: list[dict[str, Any]]
     blame: dict[str, dict[str, Any]]
+    genealogy: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +156,15 @@ class Interpreter:
         early_exit: leave a loop once every particle is frozen. False runs all iterations, as differentiation needs.
         blame: count, for each site, the particles that it killed or gave an invalid weight.
         progress: called with (iteration, length, ess) inside outermost loops.
+        constrain: the names of given sites whose values are unconstrained: z of `ppl.supports`, whose density counts.
+        unconstrain: the names of sites to record unconstrained, in place of their values.
+        rejuvenation: moves between the iterations of outermost loops.
+        genealogy: what to keep of outermost loops beside the lines of the last particles: None; "sites", histories as
+            they were drawn; or "future", with what tells how likely a future is after each particle.
+        ancestor_sampling: how the retained particle's past is drawn anew where particles are resampled: None, "step",
+            where one iteration's density tells, or "replay", by the density of the whole future.
+        site_types: the types of all free sample sites, by name, without the particle axis; for runs that move particles
+            or replay futures, and `keep` must name them all.
     """
 
     num_particles: int | None = None
@@ -129,6 +174,12 @@ class Interpreter:
     early_exit: bool = True
     blame: bool = False
     progress: Callable | None = None
+    constrain: frozenset[str] = frozenset()
+    unconstrain: frozenset[str] = frozenset()
+    rejuvenation: Rejuvenation | None = None
+    genealogy: str | None = None
+    ancestor_sampling: str | None = None
+    site_types: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
 
     def run(
         self,
@@ -137,6 +188,10 @@ class Interpreter:
         key=None,
         given: Mapping[str, Any] | None = None,
         retained: Mapping[str, Any] | None = None,
+        *,
+        given_each: Mapping[str, Any] | None = None,
+        redrawn: Mapping[str, Any] | None = None,
+        stop: Any = None,
     ) -> Result:
         """Run a program.
 
@@ -145,25 +200,53 @@ class Interpreter:
             inputs: its inputs' values, the same for all particles.
             key: the source of all draws; None where every site is given.
             given: values for sites, loops' time axes leading; such a site is not drawn but weighed.
-            retained: values that particle 0 draws, for certain, in the same form; the selection must pin it.
+            retained: values that particle 0, or the one trace, draws for certain, in the same form; the selection must
+                pin it.
+            given_each: values for sites, one for each particle, `[N, ...]`.
+            redrawn: for given sites, which entries along the loops' time axes are drawn all the same, bool.
+            stop: how many iterations of outermost loops the prefix has that is run, a scalar; None runs all.
         """
-        shape = () if self.num_particles is None else (self.num_particles,)
-        frame = Frame(jnp.zeros(shape), {name: Lane(value) for name, value in (given or {}).items()})
-        frame.retained = retained or {}
         keys = None if key is None else jax.random.split(key, max(block.num_keys, 1))
-        value = self.block(block, [Lane(jnp.asarray(x)) for x in inputs], keys, frame)
+        lanes = {name: Lane(value) for name, value in (given or {}).items()}
+        lanes |= {name: Lane(value, True) for name, value in (given_each or {}).items()}
+        frame = self._frame(lanes, block, [Lane(jnp.asarray(x)) for x in inputs])
+        frame.retained, frame.redrawn, frame.stop = retained or {}, redrawn or {}, stop
+        value = self.block(block, frame.inputs, keys, frame)
         sites = {name: frame.env[v] for name, (v, _) in frame.records.items()}
         present = {name: None if p is None else frame.env[p] for name, (_, p) in frame.records.items()}
-        return Result(value, sites, present, frame.log_weights, frame.log_mass, frame.diagnostics, frame.blame)
+        return Result(
+            value, sites, present, frame.log_weights, frame.log_mass, frame.diagnostics, frame.blame, frame.genealogy
+        )
+
+    def _frame(self, given: Mapping[str, Lane], block: Block, inputs: list[Lane]) -> Frame:
+        """Return the frame in which a whole program is walked."""
+        shape = () if self.num_particles is None else (self.num_particles,)
+        return Frame(jnp.zeros(shape), given, block=block, inputs=inputs)
 
     # One block -------------------------------------------------------------------------------------------------------
 
     def block(self, block: Block, args: list[Lane], keys, frame: Frame) -> list[Lane]:
         """Walk a block: given its inputs, return its outputs. The frame keeps what happened."""
+        self._walk(block, args, keys, frame)
+        return [read(frame, a) for a in block.outputs]
+
+    def _walk(
+        self,
+        block: Block,
+        args: list[Lane],
+        keys,
+        frame: Frame,
+        *,
+        before: Loop | None = None,
+        through: Loop | None = None,
+    ) -> set[int]:
+        """Walk a block to its end, or before or through a loop in it; returns what is needed after that."""
         frame.env.update(zip(block.inputs, args, strict=True))
         outputs = {a for a in block.outputs if isinstance(a, int)}
         needed_later = _needed_later(block, outputs)
         for segment, later in zip(block.segments, needed_later, strict=True):
+            if segment is before:
+                return later
             if isinstance(segment, Stretch):
                 lanes = self._apply(segment, [frame.env[v] for v in segment.inputs], segment)
                 frame.env.update(zip(segment.outputs, lanes, strict=True))
@@ -178,7 +261,9 @@ class Interpreter:
                 frame.given = {**frame.given, segment.name: read(frame, segment.value)}
             else:
                 self._loop(segment, keys, frame, later)
-        return [read(frame, a) for a in block.outputs]
+                if segment is through:
+                    return later
+        return outputs
 
     def _apply(self, function: Callable, lanes: list[Lane], stretch: Stretch | None = None) -> list[Lane]:
         """Apply a function of one particle's values, returning a list, to lanes."""
@@ -210,28 +295,55 @@ class Interpreter:
     # Statements ------------------------------------------------------------------------------------------------------
 
     def _draw(self, node: Draw, keys, frame: Frame) -> None:
-        if node.name in frame.given:
-            lane = frame.given[node.name]
-            lane = Lane(jnp.asarray(lane.array, node.aval.dtype), lane.random)
-            if frame.active is not None and jnp.issubdtype(node.aval.dtype, jnp.floating):
-                lane = self._possible_where_frozen(node, lane, frame)
+        given, mask = frame.given.get(node.name), frame.redrawn.get(node.name)
+        if given is None:
+            lane = self._drawn(node, keys, frame)
+        elif mask is None:
+            lane = self._given(node, given, frame)
         else:
-            proposed = node.proposal is not None and not self.weigh_draws
-            sampler, parameters = (
-                (node.proposal, node.proposal_parameters) if proposed else (node.sampler, node.parameters)
-            )
-            lanes = [read(frame, a) for a in parameters]
-            arrays, key = [lane.array for lane in lanes], keys[node.key_index]
-            if self.num_particles is None:
-                lane = Lane(draws.draw(sampler, arrays, key))
-            else:
-                random = tuple(lane.random for lane in lanes)
-                lane = Lane(draws.draw_population(sampler, arrays, random, key, self.num_particles), True)
-            if node.name in frame.retained:
-                lane = Lane(lane.array.at[0].set(jnp.asarray(frame.retained[node.name], lane.array.dtype)), True)
+            lane = self.map(jnp.where, Lane(mask), self._drawn(node, keys, frame), self._given(node, given, frame))
         frame.env[node.output] = lane
-        if node.name in self.keep:
+        if node.name in self.unconstrain:
+            bounds = [read(frame, a) for a in node.bounds]
+            (lane,) = self._apply(lambda x, *bounds: [node.support.unconstrain(x, bounds)], [lane, *bounds])
+            frame.records[node.name] = frame.new_variable(lane), None
+        elif node.name in self.keep:
             frame.records[node.name] = node.output, None
+
+    def _drawn(self, node: Draw, keys, frame: Frame) -> Lane:
+        """Draw a value for each particle; the retained one has its own."""
+        retained = frame.retained.get(node.name)
+        if retained is not None:
+            retained = jnp.asarray(retained, node.aval.dtype)
+            if self.num_particles is None:
+                return Lane(retained)
+            if self.num_particles == 1:
+                return Lane(retained[None], True)
+        proposed = node.proposal is not None and not self.weigh_draws
+        sampler, parameters = (node.proposal, node.proposal_parameters) if proposed else (node.sampler, node.parameters)
+        lanes = [read(frame, a) for a in parameters]
+        arrays, key = [lane.array for lane in lanes], keys[node.key_index]
+        if self.num_particles is None:
+            return Lane(draws.draw(sampler, arrays, key))
+        random = tuple(lane.random for lane in lanes)
+        if retained is None:
+            return Lane(draws.draw_population(sampler, arrays, random, key, self.num_particles), True)
+        others = [array[1:] if flag else array for array, flag in zip(arrays, random, strict=True)]
+        drawn = draws.draw_population(sampler, others, random, key, self.num_particles - 1)
+        return Lane(jnp.concatenate([retained[None], drawn]), True)
+
+    def _given(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
+        """Return the value that a site was given; an unconstrained one is mapped to the support."""
+        if node.name in self.constrain:
+            bounds = [read(frame, a) for a in node.bounds]
+            lane, log_determinant = self._apply(
+                lambda z, *bounds: list(node.support.constrain(z, bounds)), [lane, *bounds]
+            )
+            self._add(log_determinant, frame)
+        lane = Lane(jnp.asarray(lane.array, node.aval.dtype), lane.random)
+        if frame.active is not None and jnp.issubdtype(node.aval.dtype, jnp.floating):
+            lane = self._possible_where_frozen(node, lane, frame)
+        return lane
 
     def _possible_where_frozen(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
         """Put a possible value in the place of one that does not count, so that gradients through it are finite."""
@@ -244,20 +356,32 @@ class Interpreter:
 
     def _score(self, node: Score, frame: Frame) -> None:
         increment = read(frame, node.log_density)
-        if node.kind == "sample" and node.name not in frame.given and not self.weigh_draws:
-            if node.log_proposal is None:
-                return
-            increment = self.map(jnp.subtract, increment, read(frame, node.log_proposal))
+        if node.kind == "sample" and not self.weigh_draws:
+            given, mask = node.name in frame.given, frame.redrawn.get(node.name)
+            if not given or mask is not None:
+                if not given and node.log_proposal is None:
+                    return
+                if node.log_proposal is None:
+                    drawn = Lane(jnp.zeros_like(increment.array), increment.random)
+                else:
+                    drawn = self.map(jnp.subtract, increment, read(frame, node.log_proposal))
+                increment = drawn if not given else self.map(jnp.where, Lane(mask), drawn, increment)
+        before = frame.log_weights
+        self._add(increment, frame)
+        if self.blame:
+            dead = before == -jnp.inf
+            frame.blame[node.name] = {
+                "invalid": jnp.sum(~dead & (jnp.isnan(frame.log_weights) | (frame.log_weights == jnp.inf))),
+                "killed": jnp.sum(~dead & (frame.log_weights == -jnp.inf)),
+            }
+
+    def _add(self, increment: Lane, frame: Frame) -> None:
+        """Add to the log-weights where it counts: not for the frozen, nor for the dead."""
         if frame.active is not None:
             increment = self.map(lambda active, x: jnp.where(active, x, 0.0), frame.active, increment)
         before = frame.log_weights
         dead = before == -jnp.inf
         frame.log_weights = jnp.where(dead, before, before + increment.array.astype(before.dtype))
-        if self.blame:
-            frame.blame[node.name] = {
-                "invalid": jnp.sum(~dead & (jnp.isnan(frame.log_weights) | (frame.log_weights == jnp.inf))),
-                "killed": jnp.sum(~dead & (frame.log_weights == -jnp.inf)),
-            }
 
     # Loops -----------------------------------------------------------------------------------------------------------
 
@@ -267,9 +391,40 @@ class Interpreter:
         if keys is not None:
             iteration_keys = jax.random.split(keys[node.key_index], (node.length, node.body.num_keys + 1))
         state, out = self._iterate(plan, iteration_keys, frame)
-        steps = state["step"]
         frame.log_weights = state["log_weights"]
+        if plan.selects:
+            self._note(plan, state, out, frame)
+        if plan.rejuvenates:  # what was computed from the sites is computed anew, now that they will not move again
+            replayer, replay = self._replay(plan, frame, state["sites"], keep=self.keep)
+            replayer._walk(frame.block, frame.inputs, None, replay, through=node)
+            frame.env, frame.records = replay.env, replay.records
+        else:
+            self._finish(plan, state, out, frame)
+        self._pass(plan, frame)
 
+    def _pass(self, plan: LoopPlan, frame: Frame) -> None:
+        """Leave a loop behind: what follows an outermost one does not belong to a prefix that ends in it."""
+        if not plan.outermost:
+            return
+        frame.steps += plan.node.length
+        if frame.stop is not None:
+            after = Lane(frame.stop > frame.steps)
+            frame.active = after if frame.active is None else self.map(jnp.logical_and, frame.active, after)
+
+    def _note(self, plan: LoopPlan, state, out, frame: Frame) -> None:
+        """Keep how an outermost loop's population went."""
+        frame.log_mass = state["log_mass"]
+        weighing = self.selection.weigh(frame.log_weights)
+        idle = {
+            "ess": weighing.ess,
+            "log_evidence": frame.log_mass + weighing.log_sum - jnp.log(float(self.num_particles)),
+        }
+        diagnostics = _finish_diagnostics(out["diagnostics"], state["step"], idle)
+        frame.diagnostics.append(diagnostics | ({"ancestors": out["ancestors"]} if plan.moves else {}))
+
+    def _finish(self, plan: LoopPlan, state, out, frame: Frame) -> None:
+        """Put what a loop leaves behind into the frame."""
+        node = plan.node
         # What the particles hold now.
         carry = iter(state["carry"])
         for i, variable in enumerate(node.outputs[: len(node.init)]):
@@ -278,7 +433,6 @@ class Interpreter:
             else:
                 frame.env[variable] = Lane(next(carry), plan.flags.carry[i])
         if plan.selects:
-            frame.log_mass = state["log_mass"]
             for variable, lane in plan.captured_lanes(state).items():
                 frame.env[variable] = lane
             for variable in plan.carried_across:
@@ -288,16 +442,11 @@ class Interpreter:
                     name: Lane(take(lane.array, state["index"]), True) if lane.random else lane
                     for name, lane in frame.given.items()
                 }
-            weighing = self.selection.weigh(frame.log_weights)
-            idle = {
-                "ess": weighing.ess,
-                "log_evidence": frame.log_mass + weighing.log_sum - jnp.log(float(self.num_particles)),
-            }
-            diagnostics = _finish_diagnostics(out["diagnostics"], steps, idle)
-            frame.diagnostics.append(diagnostics | ({"ancestors": out["ancestors"]} if plan.moves else {}))
 
         # What they went through.
         histories = out["history"]
+        if plan.selects and self.genealogy is not None:
+            frame.genealogy.append(plan.genealogy(out, histories))
         if plan.selects and plan.moves:
             moving = [i for i, flag in enumerate(plan.box["random"]) if flag]
             traced = trace_back(out["ancestors"], out["diagnostics"]["resampled"], [histories[i] for i in moving])
@@ -314,7 +463,6 @@ class Interpreter:
         for name, counts in out["blame"].items():
             summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
             frame.blame[name] = summed | {"start": frame.steps}
-        frame.steps += node.length if plan.selects else 0
 
     def _iterate(self, plan: LoopPlan, keys, frame: Frame):
         """Run the iterations; returns the last state and what each iteration put out, stacked."""
@@ -325,11 +473,12 @@ class Interpreter:
             "xs": [time_first(read(frame, a)) for a in node.xs],
             "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
             "retained": {n: frame.retained[n] for n in node.body.names if n in frame.retained},
+            "redrawn": {n: frame.redrawn[n] for n in node.body.names if n in frame.redrawn},
             "keys": keys,
         }
-        if plan.looks_ahead:
-            following = {name: xs[name] for name in ("t", "xs", "given")}
-            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), following) | {"retained": {}}
+        if plan.looks_ahead or self.ancestor_sampling == "step":
+            following = {name: xs[name] for name in ("t", "xs", "given", "retained")}
+            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), following) | {"redrawn": {}}
 
         def iteration(state, x):
             return self._iteration(plan, frame, state, x)
@@ -338,10 +487,11 @@ class Interpreter:
             first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
             shapes = jax.eval_shape(iteration, state, first)[1]
             return state, jax.tree.map(lambda s: jnp.zeros((0, *s.shape), s.dtype), shapes)
-        if node.until is None or not self.early_exit:
+        if not plan.may_end_early:
             return jax.lax.scan(iteration, state, xs)
 
         # Frozen particles change nothing, so the loop may end once all are: a while loop that fills the stacks itself.
+        last = node.length if plan.stop is None else jnp.minimum(plan.stop, node.length)
         first = jax.tree.map(lambda a: a[0], xs)
         program, shapes = jax.make_jaxpr(iteration, return_shape=True)(state, first)
         run, tree = jex.jaxpr_as_fun(program), jax.tree.structure(shapes)
@@ -351,7 +501,8 @@ class Interpreter:
 
         def running(loop_state):
             state, _ = loop_state
-            return (state["step"] < node.length) & ~jnp.all(state["done"])
+            going_on = state["step"] < last
+            return going_on if node.until is None else going_on & ~jnp.all(state["done"])
 
         def step(loop_state):
             state, stacks = loop_state
@@ -363,39 +514,70 @@ class Interpreter:
         return jax.lax.while_loop(running, step, (state, stacks))
 
     def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
-        body, new_carry, ys, active, done = self._body(plan, frame, state, x)
+        body, new_carry, ys, mask = self._body(plan, frame, state, x)
         new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
-        output = {
-            "history": plan.collect(body, ys, active if done is not None else None),
-            "blame": body.blame,
-        }
-        if done is not None:
-            new_state["done"] = plan.stopped(new_carry, state, done)
+        output = {"history": plan.collect(body, ys, mask), "blame": body.blame}
+        if plan.node.until is not None:
+            new_state["done"] = plan.stopped(new_carry, state)
+        if plan.holds_sites:
+            new_state["sites"] = plan.written(state["sites"], body, mask, x["t"])
         if plan.selects:
-            ahead = self._foresee(plan, frame, state | new_state, x) if plan.looks_ahead else None
-            self._select(plan, state, new_state, output, x, ahead)
+            if self.genealogy == "future":
+                output["before"] = {"carry": new_state["carry"], "log_weights": body.log_weights}
+            choice = Choice()
+            if plan.looks_ahead:
+                choice = Choice(ahead=self._foresee(plan, frame, state | new_state, x))
+            elif self.ancestor_sampling is not None:
+                choice = Choice(future=self._future(plan, frame, state | new_state, x))
+            self._select(plan, state, new_state, output, x, choice)
+        if plan.rejuvenates:
+            self._rejuvenate(plan, frame, new_state, output, x)
         return new_state, output
 
     def _foresee(self, plan: LoopPlan, frame: Frame, state, x):
         """Try the next iteration with a key of its own; returns what `Selection.foresee` makes of its weights."""
         key = jax.random.fold_in(x["keys"][-1], 1)
-        trial = x["next"] | {"keys": jax.random.split(key, plan.node.body.num_keys + 1)}
+        keys = jax.random.split(key, plan.node.body.num_keys + 1)
+        increments = self._increments(plan, frame, state, x["next"] | {"keys": keys, "retained": {}})
+        return jax.lax.stop_gradient(self.selection.foresee(jnp.where(x["t"] + 1 < plan.node.length, increments, 0.0)))
+
+    def _future(self, plan: LoopPlan, frame: Frame, state, x) -> Callable[[], Any]:
+        """Return what gives, `[N]`, the log-density of the retained particle's future after each particle."""
+        if self.ancestor_sampling == "step":
+            following = x["next"] | {"given": x["next"]["given"] | x["next"]["retained"], "retained": {}, "keys": None}
+            increments = lambda: self._increments(plan, frame, state, following)  # noqa: E731
+            return lambda: jnp.where(x["t"] + 1 < plan.node.length, increments(), 0.0)
+
+        def whole():
+            sites = plan.continued(state["sites"], frame.retained, x["t"])
+            replayer, replay = self._replay(plan, frame, sites)
+            replayer._walk(frame.block, frame.inputs, None, replay)
+            _, prefix = self._replay(plan, frame, sites, stop=plan.start + x["t"] + 1)
+            replayer._walk(frame.block, frame.inputs, None, prefix)
+            alive = prefix.log_weights > -jnp.inf
+            return jnp.where(alive, replay.log_weights - jnp.where(alive, prefix.log_weights, 0.0), -jnp.inf)
+
+        return whole
+
+    def _increments(self, plan: LoopPlan, frame: Frame, state, x):
+        """Return what an iteration adds to the log-weights, `[N]`; 0 for the dead, and where that is not a number."""
         before = state["log_weights"]
-        after = self._body(plan, frame, state, trial)[0].log_weights
-        comparable = (before > -jnp.inf) & ~jnp.isnan(after) & (x["t"] + 1 < plan.node.length)
-        increments = jnp.where(comparable, after - jnp.where(comparable, before, 0.0), 0.0)
-        return jax.lax.stop_gradient(self.selection.foresee(increments))
+        after = self._body(plan, frame, state, x)[0].log_weights
+        comparable = (before > -jnp.inf) & ~jnp.isnan(after)
+        return jnp.where(comparable, after - jnp.where(comparable, before, 0.0), 0.0)
 
     def _body(self, plan: LoopPlan, frame: Frame, state, x):
-        """Walk the body once: its frame, the carry and outputs, which particles are active, which had stopped."""
+        """Walk the body once: its frame, the carry and outputs, and which particles it counts for; None for all."""
         node, flags = plan.node, plan.flags
         carry = plan.carry_lanes(state)
         constants = [plan.constant(a, state) for a in node.constants]
-        active = frame.active
-        done = None
+        active, running = frame.active, None
         if node.until is not None:
-            done = Lane(state["done"], flags.done)
-            running = self.map(jnp.logical_not, done)
+            running = self.map(jnp.logical_not, Lane(state["done"], flags.done))
+        if plan.stop is not None:
+            before = Lane(x["t"] < plan.stop)
+            running = before if running is None else self.map(jnp.logical_and, running, before)
+        if running is not None:
             active = running if active is None else self.map(jnp.logical_and, active, running)
 
         def walked(array, lane: Lane) -> Lane:
@@ -403,24 +585,30 @@ class Interpreter:
             moved = lane.random and plan.keeps_index
             return Lane(take(array, state["index"]) if moved else array, lane.random)
 
-        given = {name: walked(value, frame.given[name]) for name, value in x["given"].items()}
-        body = Frame(state["log_weights"], given, active, frame.depth + 1, retained=x["retained"])
-        xs = [walked(array, read(frame, atom)) for array, atom in zip(x["xs"], node.xs, strict=True)]
+        given = {name: walked(value, frame.given.get(name, Lane(None))) for name, value in x["given"].items()}
+        body = Frame(state["log_weights"], given, active, frame.depth + 1, retained=x["retained"], redrawn=x["redrawn"])
+        if plan.holds_sites:
+            xs = [
+                Lane(jax.lax.dynamic_index_in_dim(state["walked"][i], x["t"], 1, keepdims=False), True)
+                if i in state["walked"]
+                else Lane(array)
+                for i, array in enumerate(x["xs"])
+            ]
+        else:
+            xs = [walked(array, read(frame, atom)) for array, atom in zip(x["xs"], node.xs, strict=True)]
         args = [*constants, *carry, *xs]
         out = self.block(node.body, args, x["keys"], body)
         new_carry, ys = out[: len(carry)], out[len(carry) :]
-        if done is not None:
+        if running is not None:
             new_carry = [
-                new if same or scratch else self.map(jnp.where, done, old, new)
+                new if same or scratch else self.map(jnp.where, running, new, old)
                 for old, new, same, scratch in zip(carry, new_carry, node.invariant, node.scratch, strict=True)
             ]
-        return body, new_carry, ys, active, done
+        return body, new_carry, ys, None if running is None else active
 
-    def _select(self, plan: LoopPlan, state, new_state, output, x, ahead=None) -> None:
-        """Resample if it is due: changes `new_state`, and adds what happened to `output`.
-
-        `ahead`, log-weights `[N]`, counts while choosing and is taken out of the children's weights.
-        """
+    def _select(self, plan: LoopPlan, state, new_state, output, x, choice: Choice) -> None:
+        """Resample if it is due: changes `new_state`, and adds what happened to `output`."""
+        ahead = choice.ahead
         selection, num, log_weights = self.selection, self.num_particles, new_state["log_weights"]
         weighing = choosing = selection.weigh(log_weights)
         if ahead is not None:
@@ -431,9 +619,12 @@ class Interpreter:
 
         def resample(moving, log_weights):
             first = log_weights if ahead is None else log_weights + ahead
-            ancestors, children, mass, temperature = selection.select(x["keys"][-1], first, choosing, progress)
+            key, retained = x["keys"][-1], {}
+            if choice.future is not None:
+                retained["retained"] = chance.categorical(jax.random.fold_in(key, 3), log_weights + choice.future())
+            ancestors, children, mass, temperature = selection.select(key, first, choosing, progress, **retained)
             mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))
-            moving, ancestors = move(moving, ancestors)
+            moving, ancestors = move(moving, ancestors, any_order=choice.future is None)
             start = children(ancestors)
             start = start if ahead is None else start - take(ahead, ancestors)
             return moving, start, mass, ancestors, temperature
@@ -465,6 +656,47 @@ class Interpreter:
                 output["diagnostics"]["temperature"] = temperature
         if self.progress is not None:
             self.progress(x["t"], plan.node.length, weighing.ess)
+
+    # Moves between iterations, see `Rejuvenation` ---------------------------------------------------------------------
+
+    def _rejuvenate(self, plan: LoopPlan, frame: Frame, new_state, output, x) -> None:
+        """Move the particles if that is due: changes `new_state`, and adds what happened to `output`."""
+        stop = plan.start + x["t"] + 1
+        held = plan.computed(new_state)
+
+        def moved(sites, held):
+            key = jax.random.fold_in(x["keys"][-1], 2)
+            new_sites, acceptance = self.rejuvenation.move(key, sites, stop)
+            replayer, replay = self._replay(plan, frame, new_sites, stop=stop)
+            later = replayer._walk(frame.block, frame.inputs, None, replay, before=plan.node)
+            there = LoopPlan(replayer, plan.node, replay, later)
+            state, _ = replayer._iterate(there, None, replay)
+            new_held = plan.computed(plan.replayed(there, state, replay))
+            # Those that did not move keep what they had, to the bit.
+            same = [jnp.all((sites[name] == new_sites[name]).reshape(self.num_particles, -1), axis=1) for name in sites]
+            stay = functools.reduce(jnp.logical_and, same, jnp.ones(self.num_particles, bool))
+
+            def kept(old, new):
+                return jnp.where(stay.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
+
+            return new_sites, jax.tree.map(kept, held, new_held), jnp.asarray(acceptance, jnp.float32)
+
+        def stayed(sites, held):
+            return sites, held, jnp.float32(jnp.nan)
+
+        due = stop % self.rejuvenation.every == 0
+        sites, held, acceptance = jax.lax.cond(due, moved, stayed, new_state["sites"], held)
+        plan.put_computed(new_state, held)
+        new_state["sites"] = sites
+        output["diagnostics"]["acceptance"] = acceptance
+
+    def _replay(self, plan: LoopPlan, frame: Frame, sites, *, stop=None, keep=frozenset()):
+        """Return an interpreter and the frame in which it walks a program along given sites, `[N, ...]` by name."""
+        replayer = Interpreter(self.num_particles, weigh_draws=True, keep=keep)
+        given = frame.given | {name: Lane(value, True) for name, value in sites.items()}
+        replay = replayer._frame(given, frame.block, frame.inputs)
+        replay.stop = stop
+        return replayer, replay
 
 
 def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:

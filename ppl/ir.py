@@ -29,6 +29,7 @@ import numpy as np
 
 from ppl.lifting import inner_programs, said_again
 from ppl.primitives import Inner, draw_p, given_p, loop_p, record_p, score_p
+from ppl.supports import Support
 
 __all__ = [
     "Apply",
@@ -81,14 +82,19 @@ class Apply:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """A random value: `sampler` maps (parameters..., key) to it; so does `proposal`, where the user gave one."""
+    """A random value: `sampler` maps (parameters..., key) to it; so does `proposal`, where the user gave one.
+
+    `support` tells where it may lie, given `bounds`.
+    """
 
     name: str
     parameters: tuple[Atom, ...]
     proposal_parameters: tuple[Atom, ...]
+    bounds: tuple[Atom, ...]
     output: int
     sampler: Block
     proposal: Block | None
+    support: Support | None
     aval: Any
     internal: bool
     key_index: int
@@ -97,7 +103,7 @@ class Draw:
     @property
     def inputs(self) -> tuple[Atom, ...]:
         """The values that this node reads."""
-        return self.parameters + self.proposal_parameters
+        return self.parameters + self.proposal_parameters + self.bounds
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -383,15 +389,16 @@ class _Builder:
         if eqn.primitive is draw_p:
             cut = params["num_parameters"]
             sampler, lifted = self.sub_block(params["sampler"])
+            bounds_start = len(inputs) - params["num_bounds"]
             parameters = (*lifted, *inputs[:cut])
             proposal, proposal_parameters = None, ()
             if params["proposal"] is not None:
                 proposal, lifted = self.sub_block(params["proposal"])
-                proposal_parameters = (*lifted, *inputs[cut:])
+                proposal_parameters = (*lifted, *inputs[cut:bounds_start])
             key_index, self.num_keys = self.num_keys, self.num_keys + 1
             return Draw(
-                params["name"], parameters, proposal_parameters, outputs[0], sampler, proposal, eqn.outvars[0].aval,
-                params["internal"], key_index, params["where"],
+                params["name"], parameters, proposal_parameters, inputs[bounds_start:], outputs[0], sampler, proposal,
+                params["support"], eqn.outvars[0].aval, params["internal"], key_index, params["where"],
             )  # fmt: skip
         if eqn.primitive is score_p:
             return Score(params["name"], params["kind"], inputs[0], *(inputs[1:] or (None,)), params["where"])

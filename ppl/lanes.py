@@ -36,7 +36,12 @@ class Frame:
     blame: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     diagnostics: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     retained: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values that particle 0 has for certain
+    redrawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # which entries of given sites are drawn
+    stop: Any = None  # how many iterations of outermost loops the prefix has
     steps: int = 0  # iterations of the outermost loops so far
+    block: Any = None  # the whole program, and its inputs
+    inputs: Any = None
+    genealogy: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def new_variable(self, lane: Lane) -> int:
         """Put a value beside the block's own variables."""
@@ -65,16 +70,16 @@ def has_long_rows(tree: Any) -> bool:
     return any(moves.has_long_rows(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def move(tree: Any, ancestors) -> tuple[Any, Any]:
+def move(tree: Any, ancestors, any_order: bool = True) -> tuple[Any, Any]:
     """Replace every particle's arrays by its ancestor's.
 
     Long rows, such as caches, are overwritten where a particle died and stay elsewhere. That needs ancestors in an
-    order in which survivors keep their slot, so the children are numbered anew.
+    order in which survivors keep their slot, so the children are numbered anew, if they may be in `any_order`.
 
     Returns:
         The tree after the move, and the ancestors `int32[N]` in the order that was used.
     """
-    if has_long_rows(tree):
+    if any_order and has_long_rows(tree):
         ancestors = moves.survivors_stay(ancestors)
         return moves.move(tree, ancestors), ancestors
     return moves.gather(tree, ancestors), ancestors

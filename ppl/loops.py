@@ -7,12 +7,13 @@ when the loop began, where something random lives across it or is walked along b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
 from ppl import dataflow
-from ppl.ir import Loop
+from ppl.ir import Draw, Loop
 from ppl.lanes import Frame, Lane, read
 
 if TYPE_CHECKING:
@@ -27,7 +28,14 @@ class LoopPlan:
     def __init__(self, interpreter: Interpreter, node: Loop, frame: Frame, needed_later: set[int]):
         self.interpreter, self.node, self.frame = interpreter, node, frame
         self.flags = self._flags()
-        self.selects = interpreter.selection is not None and node.resamples and frame.depth == 0
+        self.outermost = node.resamples and frame.depth == 0
+        self.start = frame.steps  # iterations of outermost loops before this one
+        self.stop = None if frame.stop is None or not self.outermost else frame.stop - self.start
+        self.selects = interpreter.selection is not None and self.outermost
+        self.rejuvenates = self.selects and interpreter.rejuvenation is not None
+        self.holds_sites = self.rejuvenates or (self.selects and interpreter.ancestor_sampling == "replay")
+        self.may_end_early = interpreter.early_exit and not self.rejuvenates
+        self.may_end_early &= node.until is not None or self.stop is not None
         self.moves = self.selects and interpreter.selection.may_resample
         self.looks_ahead = self.moves and interpreter.selection.looks_ahead
         # Values the iterations read that are not carried: the body's and until's constants, untouched carry.
@@ -39,8 +47,13 @@ class LoopPlan:
         across = (needed_later | recorded) & frame.env.keys() - set(self.captured)
         self.carried_across = sorted(v for v in across if frame.env[v].random) if self.moves else []
         random_given = any(lane.random for lane in frame.given.values())
-        random_xs = any(read(frame, a).random for a in node.xs)
-        self.keeps_index = self.moves and bool(self.carried_across or random_given or random_xs)
+        self.random_xs = [i for i, a in enumerate(node.xs) if read(frame, a).random]
+        self.keeps_index = self.moves and bool(self.carried_across or random_given or self.random_xs)
+        if self.holds_sites and random_given:
+            raise TypeError(
+                f"the loop at {node.where} has sites that are conditioned on random values: they cannot be replayed, "
+                "as rejuvenation and ancestor sampling need. Observe them with ppl.observe."
+            )
         outputs = node.outputs[len(node.init) :]
         self.wanted_ys = [i for i, variable in enumerate(outputs) if variable in needed_later]
         self.box: dict[str, Any] = {}  # found while the body is traced: the layout of its histories
@@ -67,9 +80,91 @@ class LoopPlan:
             state["captured"] = [frame.env[v].array for v in self.captured]
             if self.keeps_index:
                 state["index"] = jnp.arange(interpreter.num_particles, dtype=jnp.int32)
+        if self.holds_sites:
+            state["walked"] = self.walked(frame)
+            state["sites"] = self.sites_so_far(frame)
         if node.until is not None:
-            state["done"] = self.stopped(init, state, None)
+            state["done"] = self.stopped(init, state)
         return state
+
+    def walked(self, frame: Frame) -> dict[int, Any]:
+        """Return the values that the loop walks along and that differ between particles, `[N, T, ...]`, by place."""
+        return {i: read(frame, self.node.xs[i]).array for i in self.random_xs}
+
+    def sites_so_far(self, frame: Frame) -> dict[str, Any]:
+        """Return the values of all free sites, `[N, ...]`: zeros where they have none yet."""
+        num, types = self.interpreter.num_particles, self.interpreter.site_types
+        drawn = {name: self.interpreter.full(frame.env[v]) for name, (v, _) in frame.records.items()}
+        return {
+            name: drawn[name] if name in drawn else jnp.zeros((num, *t.shape), t.dtype) for name, t in types.items()
+        }
+
+    def written(self, sites: dict[str, Any], body: Frame, mask: Lane | None, t) -> dict[str, Any]:
+        """Return sites with what an iteration drew, zeros for the frozen."""
+        sites = dict(sites)
+        for name, (variable, present) in body.records.items():
+            if name not in sites:
+                continue
+            value = body.env[variable]
+            for counts in (mask, None if present is None else body.env[present]):
+                if counts is not None:
+                    value = self.interpreter.map(_or_zero, counts, value)
+            sites[name] = sites[name].at[:, t].set(self.interpreter.full(value))
+        return sites
+
+    def continued(self, sites: dict[str, Any], future: Mapping[str, Any], t) -> dict[str, Any]:
+        """Return sites as they are up to iteration t, and as given for the future after it."""
+        start, out = 0, {}
+        for node in self.frame.block.nodes:
+            if isinstance(node, Loop) and node.resamples:
+                for name in node.body.names & sites.keys():
+                    past = start + jnp.arange(node.length) <= self.start + t
+                    past = past.reshape(-1, *(1,) * (sites[name].ndim - 2))
+                    out[name] = jnp.where(past, sites[name], future[name])
+                start += node.length
+            elif isinstance(node, Draw | Loop):
+                names = {node.name} if isinstance(node, Draw) else node.body.names
+                for name in names & sites.keys():
+                    out[name] = (
+                        sites[name] if start <= self.start else jnp.broadcast_to(future[name], sites[name].shape)
+                    )
+        return out
+
+    def computed(self, state) -> dict[str, Any]:
+        """Return what a particle holds that was computed from its sites."""
+        changing = [flag for flag, same in zip(self.flags.carry, self.node.invariant, strict=True) if not same]
+        held = {name: state[name] for name in ("captured", "walked")}
+        held["carry"] = [a for a, flag in zip(state["carry"], changing, strict=True) if flag]
+        return held | ({"done": state["done"]} if self.flags.done else {})
+
+    def replayed(self, there: LoopPlan, state, replay: Frame) -> dict[str, Any]:
+        """Return the state of this loop after a replay up to it, which a plan of its own made."""
+        assert there.flags == self.flags  # a site that is given to each particle is as random as one that is drawn
+        new = {"carry": state["carry"], "captured": [replay.env[v].array for v in self.captured]}
+        new["walked"] = self.walked(replay)
+        return new | ({"done": state["done"]} if "done" in state else {})
+
+    def put_computed(self, state, held) -> None:
+        """Write what was computed anew back into a state."""
+        self.put_back(state, held)
+
+    def genealogy(self, out, histories) -> dict[str, Any]:
+        """Return how the population went, as it was: histories by site, ancestors, and what came before selections."""
+        places = {name: place for name, (place, _) in self.box["records"].items()}
+        kept = {name: histories[place] for name, place in places.items()}
+        random = {name: self.box["random"][place] for name, place in places.items()}
+        num = self.interpreter.num_particles
+        kept = {
+            n: a if random[n] else jnp.broadcast_to(a[:, None], (a.shape[0], num, *a.shape[1:]))
+            for n, a in kept.items()
+        }
+        return {
+            "sites": kept,
+            "ancestors": out.get("ancestors"),
+            "resampled": out["diagnostics"]["resampled"],
+            "before": out.get("before"),
+            "plan": self,
+        }
 
     def state_of(self, carry: list[Lane]) -> dict[str, Any]:
         """Return the carried arrays, each with or without the particle axis as the fixpoint says."""
@@ -98,14 +193,14 @@ class LoopPlan:
         """Return the captured values as the particles hold them now, by variable."""
         return {v: Lane(array, True) for v, array in zip(self.captured, state["captured"], strict=True)}
 
-    def stopped(self, carry: list[Lane], state, done: Lane | None):
-        """Return which particles stop before the next iteration."""
+    def stopped(self, carry: list[Lane], state):
+        """Return which particles stop before the next iteration; a stopped one never starts again."""
         node, interpreter = self.node, self.interpreter
         frame = Frame(None, {})
         constants = [self.constant(a, state) for a in node.until_constants]
         (stop,) = interpreter.block(node.until, [*constants, *carry], None, frame)
-        if done is not None:
-            stop = interpreter.map(jnp.logical_or, done, stop)
+        if "done" in state:
+            stop = interpreter.map(jnp.logical_or, Lane(state["done"], self.flags.done), stop)
         return interpreter.full(stop) if self.flags.done else stop.array
 
     def collect(self, body: Frame, ys: list[Lane], active: Lane | None) -> list[Any]:
@@ -126,8 +221,7 @@ class LoopPlan:
             records[name] = place(body.env[variable]), None if mask is None else place(mask)
         self.box["records"] = records
         if active is not None:
-            zero = lambda on, x: jnp.where(on, x, jnp.zeros_like(x))  # noqa: E731
-            lanes = [self.interpreter.map(zero, active, lane) for lane in lanes]
+            lanes = [self.interpreter.map(_or_zero, active, lane) for lane in lanes]
         self.box["random"] = [lane.random for lane in lanes]
         return [lane.array for lane in lanes]
 
@@ -142,6 +236,8 @@ class LoopPlan:
             moving["index"] = state["index"]
         if self.flags.done:
             moving["done"] = new_state["done"]
+        if self.holds_sites:
+            moving["sites"], moving["walked"] = new_state["sites"], state["walked"]
         return moving
 
     def put_back(self, new_state, moving) -> None:
@@ -150,3 +246,7 @@ class LoopPlan:
         moved = iter(moving["carry"])
         new_state["carry"] = [next(moved) if flag else a for a, flag in zip(new_state["carry"], changing, strict=True)]
         new_state.update({name: value for name, value in moving.items() if name != "carry"})
+
+
+def _or_zero(counts, x):
+    return jnp.where(counts, x, jnp.zeros_like(x))

@@ -19,9 +19,11 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from ppl import chance
 from ppl.errors import MisplacedSite, SiteTypeError, SiteValueError, user_line
 from ppl.primitives import draw_p, given_p, record_p, score_p, trace
 from ppl.staging import Staging, current_staging
+from ppl.supports import split_support
 
 __all__ = ["Bridge", "Options", "as_array", "bind_given", "require_distribution"]
 
@@ -109,9 +111,11 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
                 f"sample({full_name!r}) at {where}: the proposal draws {proposer.out_avals[0].dtype}, the distribution "
                 f"{sampler.out_avals[0].dtype}. They must agree."
             )
+    support, bounds = split_support(law)
     (value,) = draw_p.bind(
-        *parameters, *proposal_parameters, sampler=sampler, proposal=proposer, num_parameters=len(parameters),
-        name=full_name, internal=staging.internal, where=where, owner=staging.owner,
+        *parameters, *proposal_parameters, *bounds, sampler=sampler, proposal=proposer, support=support,
+        num_parameters=len(parameters), num_bounds=len(bounds), name=full_name, internal=staging.internal, where=where,
+        owner=staging.owner,
     )  # fmt: skip
     staging.values.append((f"the site {full_name!r}", value))
     log_density = _log_density(law, value, scale)
@@ -168,7 +172,7 @@ def bind_given(name: str, value) -> None:
 
 def _sampler(staging: Staging, name: str, role: str, law):
     """Trace a distribution's sampler to a program from a key to a value."""
-    program, constants = trace(law.sample, KEY)
+    program, constants = trace(chance.sampler(law, staging.prefix + name), KEY)
     if len(program.out_avals) != 1:
         raise SiteTypeError(
             f"sample({staging.prefix + name!r}) at {user_line()}: the {role} {type(law).__name__} draws "

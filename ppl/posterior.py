@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl import genealogy
+from ppl.diagnostics import summarize_chains
 from ppl.display import html_table, text_table
 from ppl.draws import as_key
 from ppl.kernels.resampling import systematic
@@ -84,12 +86,14 @@ class Posterior:
         log_weights: normalised log-weights, `[N]`.
         log_evidence: the estimate of log Z in nats; NaN where the algorithm gives none.
         ess: effective sample size, in particles.
-        diagnostics: per iteration of the outermost loops: `ess`, `resampled`, `ancestors` (`[T, N]`), `log_evidence`.
+        diagnostics: per iteration of the outermost loops: `ess`, `resampled`, `ancestors` (`[T, N]`), `log_evidence`;
+            of chains `acceptance`, `[num_chains, num_samples]`.
         status: how the run ended.
         state: what continues the run, for algorithms that can be continued.
         guarantee: what the algorithm promises about its weights.
         algorithm: the algorithm as it prints.
         decode: turns the value into texts, where the program writes some.
+        num_chains: how many chains the draws are of, which then stand chain by chain; 0 for a population.
     """
 
     value: Any
@@ -104,6 +108,8 @@ class Posterior:
     guarantee: str = dataclasses.field(default="", metadata={"static": True})
     algorithm: str = dataclasses.field(default="", metadata={"static": True})
     decode: Callable[[Any], list[str]] | None = dataclasses.field(default=None, metadata={"static": True})
+    num_chains: int = dataclasses.field(default=0, metadata={"static": True})
+    _error_before: Any = None  # of what this one was resampled from
 
     @property
     def num_particles(self) -> int:
@@ -114,6 +120,28 @@ class Posterior:
     def weights(self):
         """Normalised weights, `[N]`."""
         return jnp.exp(self.log_weights)
+
+    @property
+    def log_evidence_error(self) -> Any:
+        """The standard error of `log_evidence`, as far as this run tells; see `ppl.inference.variance`.
+
+        NaN where there is no log-evidence, where all particles descend from one, and where no genealogy was kept.
+        """
+        if self._error_before is not None:
+            return self._error_before
+        if jnp.ndim(self.log_weights) > 1:  # several runs
+            return jax.vmap(lambda posterior: posterior.log_evidence_error)(self)
+        ancestors = self.diagnostics.get("ancestors")
+        if self.num_chains or ancestors is None or ancestors.shape[-1] != self.num_particles:
+            return jnp.full_like(self.log_evidence, jnp.nan)
+        resampled = self.diagnostics["resampled"]
+        error = genealogy.log_evidence_error(self.log_weights, ancestors, resampled, self.independent_ancestors)
+        return jnp.where(jnp.isnan(self.log_evidence), jnp.nan, error)
+
+    @property
+    def independent_ancestors(self) -> bool:
+        """Whether the algorithm, as it prints, draws ancestors independently of one another."""
+        return "resampler='multinomial'" in self.algorithm
 
     @property
     def texts(self) -> list[str]:
@@ -163,7 +191,15 @@ class Posterior:
             present=present,
             log_weights=jnp.full(n, -jnp.log(float(n))),
             ess=jnp.float32(n),
+            num_chains=0,
+            _error_before=self.log_evidence_error,
         )
+
+    def to_arviz(self, observed: Mapping[str, Any] | None = None) -> Any:
+        """Return the draws as ArviZ reads them, with their weights; see `ppl.export.to_arviz`."""
+        from ppl.export import to_arviz
+
+        return to_arviz(self, observed)
 
     def __repr__(self) -> str:
         if is_traced(self) or np.ndim(self.log_weights) != 1:
@@ -177,24 +213,42 @@ class Posterior:
         return f"<p>{lines}</p>{html_table(self._rows())}"
 
     def _lines(self) -> list[str]:
-        lines = [
-            f"Posterior by {self.algorithm}, guarantee: {self.guarantee}",
-            f"log-evidence {float(self.log_evidence):.3f}   ESS {float(self.ess):.1f} of {self.num_particles}",
-        ]
-        if self.diagnostics and len(self.diagnostics["ess"]):
+        lines = [f"Posterior by {self.algorithm}, guarantee: {self.guarantee}"]
+        if self.num_chains:
+            lines.append(self._chain_line())
+        else:
+            error = float(self.log_evidence_error)
+            spread = "" if np.isnan(error) else f" ± {error:.3f}"
+            evidence = f"log-evidence {float(self.log_evidence):.3f}{spread}"
+            lines.append(f"{evidence}   ESS {float(self.ess):.1f} of {self.num_particles}")
+        if len(self.diagnostics.get("ess", ())):
             ess, resampled = (np.asarray(self.diagnostics[name]) for name in ("ess", "resampled"))
             lines.append(f"{len(ess)} steps, resampled at {int(resampled.sum())}, smallest ESS {ess.min():.1f}")
         if not bool(self.status.ok):
             lines.append(f"status: {self.status!r}")
         return lines
 
+    def _chain_line(self) -> str:
+        noun = "chain" if self.num_chains == 1 else "chains"
+        line = f"{self.num_chains} {noun} of {self.num_particles // self.num_chains} draws"
+        line += f"   smallest bulk ESS {float(self.ess):.1f}"
+        if "acceptance" in self.diagnostics:
+            line += f"   acceptance {float(np.mean(self.diagnostics['acceptance'])):.3f}"
+        return line
+
     def _rows(self) -> list[list[str]]:
         if self.decode is not None:
             return _text_rows(self.texts, np.asarray(self.weights))
         rows = [["site", "shape", "mean", "sd", "5%", "95%"]]
         weights = np.asarray(self.weights, np.float64)
-        for name, values in list(self.sites.items())[: _SHOWN * 2]:
+        shown = dict(list(self.sites.items())[: _SHOWN * 2])
+        for name, values in shown.items():
             rows.append([name, str(tuple(values.shape[1:])), *_summary(np.asarray(values), weights)])
+        if self.num_chains:
+            rows[0] += ["R-hat", "bulk ESS", "tail ESS"]
+            figures = summarize_chains(shown, self.num_chains).values()
+            for row, chain in zip(rows[1:], figures, strict=True):
+                row += [f"{chain.rhat:.3f}", f"{chain.bulk_ess:.1f}", f"{chain.tail_ess:.1f}"]
         return rows
 
 

@@ -40,6 +40,7 @@ from ppl.numpyro_bridge import Bridge, bind_given
 from ppl.primitives import STATEMENTS
 from ppl.staging import Staging, staging_context
 from ppl.structure import structural_key
+from ppl.supports import Support
 
 __all__ = ["Model", "Program", "Site", "Staged", "condition", "model", "static"]
 
@@ -149,6 +150,7 @@ class Site:
         time_shape: the leading part of `shape`: the lengths of the loops around it.
         internal: whether it is stored only when named.
         where: `file:line` of its statement.
+        support: where values of one draw may lie; None for recorded values and laws that state none.
     """
 
     name: str
@@ -158,6 +160,12 @@ class Site:
     time_shape: tuple[int, ...]
     internal: bool
     where: str
+    support: Support | None = None
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether its values are discrete."""
+        return not jnp.issubdtype(self.dtype, jnp.floating) if self.support is None else self.support.is_discrete
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -309,7 +317,8 @@ def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
         aval = node.aval
         times = tuple(loop.length for loop in loops)
         kind = "sample" if isinstance(node, ir.Draw) else "deterministic"
-        sites[node.name] = Site(node.name, kind, times + aval.shape, aval.dtype, times, node.internal, node.where)
+        shape, support = times + aval.shape, getattr(node, "support", None)
+        sites[node.name] = Site(node.name, kind, shape, aval.dtype, times, node.internal, node.where, support)
     for name, (node, depth) in given.items():  # a condition inside loops holds for one of their iterations
         if name not in sites or sites[name].kind != "sample":
             known = sorted(site for site, s in sites.items() if s.kind == "sample")

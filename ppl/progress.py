@@ -7,6 +7,7 @@ loop has run for a few seconds. The callback is one function for all runs, so th
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -57,17 +58,17 @@ def showing(active: bool) -> Iterator[None]:
             _Display.active, _Display.bar = False, None
 
 
-def report(iteration, length: int, ess) -> None:
-    """Report an iteration from inside a compiled loop."""
+def report(iteration, length: int, figure, name: str = "ess") -> None:
+    """Report an iteration, and a figure that tells how it goes, from inside a compiled loop."""
     every = max(length // _CALLS, 1)
     jax.lax.cond(
         iteration % every == 0,
-        lambda: jax.debug.callback(_update, iteration, jnp.int32(length), ess),
+        lambda: jax.debug.callback(_UPDATES[name], iteration, jnp.int32(length), figure),
         lambda: None,
     )
 
 
-def _update(iteration, length, ess) -> None:
+def _update(iteration, length, figure, name: str) -> None:
     with _LOCK:
         if not _Display.active:
             return
@@ -78,5 +79,9 @@ def _update(iteration, length, ess) -> None:
             return
         if _Display.bar is None:
             _Display.bar = tqdm(total=int(length), desc="steps", leave=False)
-        _Display.bar.set_postfix(ess=f"{float(ess):.1f}", refresh=False)
+        _Display.bar.set_postfix({name: f"{float(figure):.3g}"}, refresh=False)
         _Display.bar.update(int(iteration) + 1 - _Display.bar.n)
+
+
+# One function for each figure, so that runs of one kind are compiled once.
+_UPDATES = {name: functools.partial(_update, name=name) for name in ("ess", "acceptance")}

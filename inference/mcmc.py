@@ -1,0 +1,226 @@
+"""Markov chain Monte Carlo: a kernel on traces, again and again.
+
+    x_0 ~ a start of positive density,   x_(i+1) ~ K(x_i, .),   pi K = pi                                          (1)
+
+    E_pi[f] is estimated by the mean of f over the draws after warm-up, of all chains.
+
+Chains start from draws of the program, one of `num_starts` chosen by its importance weight. The first `num_warmup`
+steps tune the kernel and are not kept. Iteration i of a chain draws from its key folded with i, so that a chain that is
+continued from `posterior.state` goes on as if it had never stopped.
+
+All chains run side by side in one compiled loop; kernels that hold populations take them one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl import progress as progress_bar
+from ppl import runners
+from ppl.diagnostics import smallest_bulk_ess
+from ppl.inference.importance import ImportanceSampling
+from ppl.inference.population import OnlyWeigh, blame_sites
+from ppl.inference.trace_kernel import Moves, TraceKernel
+from ppl.inference.traces import TraceSpace
+from ppl.inference.validation import require_count
+from ppl.kernels.weights import summarize
+from ppl.posterior import Outcome, Posterior, Status
+from ppl.program import Program, Staged, as_program, kept_sites
+
+__all__ = ["MCMC", "ChainState"]
+
+_ROWS = 128  # draws whose values are computed at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChainState:
+    """Where chains stand: what continues them.
+
+    Attributes:
+        sites: the traces, `[num_chains, ...]` by name.
+        memory: what the kernel remembers of each chain.
+        keys: the chains' PRNG keys, `[num_chains]`.
+        iteration: how many steps each has made, warm-up included.
+        kernel: the kernel as it prints.
+    """
+
+    sites: dict[str, Any]
+    memory: Any
+    keys: Any
+    iteration: Any
+    kernel: str = dataclasses.field(default="", metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class MCMC:
+    """Run chains of a kernel.
+
+    Attributes:
+        kernel: a kernel on traces, such as `NUTS()`, `ParticleGibbs(SMC(100))`, `Sequence(..)`.
+        num_samples: how many draws of each chain are kept.
+        num_warmup: how many steps come before, in which the kernel tunes itself. Kernels that tune nothing need them
+            only to forget the start.
+        num_chains: how many chains.
+        thinning: how many steps are made for each draw that is kept.
+        num_starts: from how many draws of the program the start of each chain is chosen. None is 16, and 1 for
+            processes and targets.
+    """
+
+    kernel: TraceKernel
+    num_samples: int
+    num_warmup: int = 0
+    num_chains: int = 1
+    thinning: int = 1
+    num_starts: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.kernel, TraceKernel):
+            raise TypeError(
+                "`kernel` must be a kernel on traces, such as MH(..), NUTS() or ParticleGibbs(SMC(100)), got "
+                f"{self.kernel!r}."
+            )
+        for name in ("num_samples", "num_chains", "thinning"):
+            require_count(name, getattr(self, name))
+        if self.num_warmup != 0 or isinstance(self.num_warmup, bool):
+            require_count("num_warmup", self.num_warmup)
+        if self.num_starts is not None:
+            require_count("num_starts", self.num_starts)
+
+    @property
+    def guarantee(self) -> str:
+        """What the draws stand for: "invariant", unless the kernel promises less."""
+        return self.kernel.guarantee
+
+    def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
+        """Run; see `ppl.infer` for the arguments. `state` is `posterior.state` of a run of the same kernel."""
+        program = self.kernel.prepare(as_program(program))
+        staged = program.stage(keep_rules=self.kernel.needs_gradient)
+        keep = kept_sites(staged, keep)
+        self.kernel.bind(TraceSpace(staged, differentiable=self.kernel.needs_gradient))  # say early what does not fit
+        more = () if state is None else (self._checked(state),)
+        show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key, more))
+        with progress_bar.showing(show):
+            num_starts = self._starts(program)
+            purpose = (self, "continue" if more else "run", keep, show, num_starts)
+            posterior = runners.run(staged, purpose, self._runner(num_starts, keep, show), key, *more)
+            if show:
+                jax.block_until_ready(posterior.log_weights)
+        if not runners.is_traced(posterior.log_weights):
+            ess = smallest_bulk_ess(posterior.sites or posterior.value, self.num_chains)
+            posterior = dataclasses.replace(posterior, ess=jnp.float32(ess))
+        return dataclasses.replace(posterior, decode=program.decode)
+
+    def blame(self, program, key) -> dict[str, dict[str, Any]]:
+        """Repeat the draws that chains would start from and count what each site did to them."""
+        program = self.kernel.prepare(as_program(program))
+        return blame_sites(program, ImportanceSampling(self.num_chains * self._starts(program)), key)
+
+    def _starts(self, program: Program) -> int:
+        if self.num_starts is not None:
+            return self.num_starts
+        return 16 if program.target is None else 1
+
+    def _checked(self, state: Any) -> ChainState:
+        if not isinstance(state, ChainState):
+            raise TypeError(f"`state` must be `posterior.state` of an earlier chain, got {type(state).__name__}.")
+        if state.kernel != repr(self.kernel):
+            raise ValueError(f"`state` belongs to chains of {state.kernel}, this is {self.kernel!r}.")
+        if state.keys.shape[0] != self.num_chains:
+            raise ValueError(f"`state` holds {state.keys.shape[0]} chains, `num_chains` is {self.num_chains}.")
+        return dataclasses.replace(state, kernel="")
+
+    def _runner(self, num_starts: int, keep: frozenset[str], show: bool):
+        def run(staged: Staged, inputs, given, key, state: ChainState | None = None) -> Posterior:
+            space = TraceSpace(staged, inputs, given, differentiable=self.kernel.needs_gradient)
+            moves = self.kernel.bind(space)
+            each = jax.lax.map if moves.sequential else _side_by_side
+            alive = jnp.ones((), bool)
+            first = self.num_warmup
+            if state is None:
+                state, alive = _start(space, moves, key, self.num_chains, num_starts, self.num_warmup, each)
+            else:
+                first = 0
+            state, (traces, info) = self._iterate(moves, each, state, first, show)
+            draws = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), traces)
+            value, sites, present = jax.lax.map(lambda x: space.outcome(x, keep), draws, batch_size=_ROWS)
+            total = self.num_chains * self.num_samples
+            return Posterior(
+                value=value,
+                sites=sites,
+                present=present,
+                log_weights=jnp.full(total, -jnp.log(float(total))),
+                log_evidence=jnp.float32(jnp.nan),
+                ess=jnp.float32(jnp.nan),
+                diagnostics={"ess": jnp.zeros(0), "resampled": jnp.zeros(0, bool)}
+                | {name: jnp.moveaxis(figure, 0, 1) for name, figure in info.items()},
+                status=Status(jnp.where(alive, Outcome.OK, Outcome.ALL_DIED).astype(jnp.int32), jnp.int32(-1)),
+                state=dataclasses.replace(state, kernel=repr(self.kernel)),
+                guarantee=self.guarantee,
+                algorithm=repr(self),
+                num_chains=self.num_chains,
+            )
+
+        return run
+
+    def _iterate(self, moves: Moves, each, state: ChainState, num_warmup: int, show: bool):
+        """Run all steps; returns the last state and the kept traces and figures, `[num_samples, num_chains, ...]`."""
+        total = num_warmup + self.num_samples * self.thinning
+
+        def step(chain):
+            key, iteration, sites, memory = chain
+            sites, memory, info = moves.step(jax.random.fold_in(key, iteration), sites, memory)
+            return sites, memory, info
+
+        def steps(chains, first, last):
+            def one(i, carry):
+                sites, memory, sums = carry
+                iterations = jnp.broadcast_to(state.iteration + i, (self.num_chains,))
+                sites, memory, info = each(step, (state.keys, iterations, sites, memory))
+                if show:
+                    progress_bar.report(i, total, jnp.mean(info["acceptance"]), "acceptance")
+                return sites, memory, jax.tree.map(jnp.add, sums, info)
+
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), info_types)
+            return jax.lax.fori_loop(first, last, one, (*chains, zeros))
+
+        chains = state.sites, state.memory
+        iterations = jnp.zeros(self.num_chains, jnp.int32)
+        info_types = jax.eval_shape(lambda c: each(step, c)[2], (state.keys, iterations, *chains))
+
+        def row(chains, number):
+            # Row 0 is the warm-up; what it leaves is thrown away, and one loop serves both.
+            first = jnp.where(number == 0, 0, num_warmup + (number - 1) * self.thinning)
+            sites, memory, sums = steps(chains, first, num_warmup + number * self.thinning)
+            return (sites, memory), (sites, jax.tree.map(lambda a: a / self.thinning, sums))
+
+        (sites, memory), rows = jax.lax.scan(row, chains, jnp.arange(self.num_samples + 1))
+        state = ChainState(sites, memory, state.keys, state.iteration + total)
+        return state, jax.tree.map(lambda a: a[1:], rows)
+
+
+def _side_by_side(function, xs):
+    return jax.vmap(function)(xs)
+
+
+def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: int, num_warmup: int, each):
+    """Return the state of chains at traces of positive density, and whether all have one."""
+    start_key, init_key, chain_key = jax.random.split(key, 3)
+
+    def start(key):
+        run_key, choice_key = jax.random.split(key)
+        result = space.population(run_key, num_starts, OnlyWeigh())
+        log_sum = summarize(result.log_weights)[0]
+        chosen = jax.random.categorical(choice_key, result.log_weights)
+        alive = (result.log_weights[chosen] > -jnp.inf) & ~jnp.isnan(log_sum)
+        return {n: lane.array[chosen] if lane.random else lane.array for n, lane in result.sites.items()}, alive
+
+    sites, alive = each(start, jax.random.split(start_key, num_chains))
+    keys = jax.random.split(init_key, num_chains)
+    memory = each(lambda args: moves.init(*args, num_warmup), (keys, sites))
+    state = ChainState(sites, memory, jax.random.split(chain_key, num_chains), jnp.int32(0))
+    return state, jnp.all(alive)

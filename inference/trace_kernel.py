@@ -1,0 +1,70 @@
+"""Kernels on traces: what all of them offer, and what runs them may rely on.
+
+A kernel K(x, dx') leaves the program's posterior pi as it is: pi K = pi. It is a small frozen description; bound to the
+space of a program's traces it gives the `Moves` that chains and populations make. Moves are written for one trace:
+
+    memory = moves.init(key, x, num_warmup)       what the kernel remembers of x, and its tuning
+    x, memory, info = moves.step(key, x, memory)  the first `num_warmup` steps tune, the later ones do not
+    memory = moves.refresh(key, x, memory)        after somebody else has changed x
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ppl.inference.traces import TraceSpace
+
+__all__ = ["Moves", "TraceKernel"]
+
+
+class Moves:
+    """A kernel bound to the traces of a program.
+
+    Attributes:
+        sites: the names of the sites that it may change.
+        sequential: whether a step runs a population: chains are then run one after another, for under `jax.vmap` each
+            would pay for every branch.
+    """
+
+    sites: tuple[str, ...]
+    sequential: bool = False
+
+    def init(self, key, sites: dict[str, Any], num_warmup: int) -> Any:
+        """Return the memory at a trace: a pytree of arrays.
+
+        Args:
+            key: a PRNG key.
+            sites: the trace.
+            num_warmup: how many steps will tune.
+        """
+        del key, sites, num_warmup
+        return ()
+
+    def step(self, key, sites: dict[str, Any], memory: Any) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+        """Return the next trace, the memory at it, and `info`: at least `acceptance`, in [0, 1]."""
+        raise NotImplementedError
+
+    def refresh(self, key, sites: dict[str, Any], memory: Any) -> Any:
+        """Return the memory at a trace that was changed by somebody else; the tuning is kept."""
+        del key, sites
+        return memory
+
+
+class TraceKernel:
+    """A kernel on traces. Subclasses are frozen dataclasses."""
+
+    guarantee: ClassVar[str] = "invariant"
+    needs_gradient: ClassVar[bool] = False
+
+    def prepare(self, program: Any) -> Any:
+        """Return the program that chains run: the same measure on traces, as this kernel's parts want it."""
+        return program
+
+    def bind(self, space: TraceSpace) -> Moves:
+        """Return the moves on a program's traces.
+
+        Raises:
+            SiteValueError: the kernel's sites are none of the program's.
+            SiteTypeError: they are of a kind that it cannot move.
+        """
+        raise NotImplementedError

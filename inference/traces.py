@@ -1,0 +1,204 @@
+"""The measure of a program over its traces, as kernels see it.
+
+A trace is a dict of the values of all free sample sites, loops' time axes leading; entries that are absent, because a
+loop had stopped, are zeros. For a program with joint density gamma(x) = prod p(x_s | x_<s) exp(factors):
+
+    log_density(x)           log gamma(x)                                                                          (1)
+    redraw(x, R)             x' ~ q_R(. | x_-R): the entries R drawn anew, from the program's laws or proposals,
+                             with  log gamma(x') - log q_R(x'_R | x_-R)  and the same of x                         (2)
+    unconstrained            log gamma(T(z)) + log |det dT/dz|                                                     (3)
+
+Everything is written for one trace; callers `jax.vmap` over chains or particles. Under rejuvenation gamma is the
+measure of a prefix: later entries have no density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ppl.errors import SiteValueError
+from ppl.interpret import Interpreter, Result, Selection
+from ppl.program import Site, Staged
+from ppl.trace import along_times
+
+__all__ = ["Evaluated", "Redrawn", "Selector", "TraceSpace"]
+
+Selector = str | Sequence[str] | Callable[[str], bool] | None
+"""Which sites: None for all, a name, a prefix that ends in "/", a sequence of these, or a function of the name."""
+
+
+class Redrawn(NamedTuple):
+    """A trace with some entries drawn anew; both log-weights are log gamma - log q_R of (2)."""
+
+    sites: dict[str, Any]
+    log_weight: Any
+    old_log_weight: Any
+
+
+class Evaluated(NamedTuple):
+    """A trace with zeros where entries are absent, its log-density, and which entries count: None for all of a site."""
+
+    sites: dict[str, Any]
+    log_density: Any
+    present: dict[str, Any]
+
+
+class TraceSpace:
+    """The measure of a staged program over its free sample sites.
+
+    Attributes:
+        staged: the program.
+        inputs: its inputs' values.
+        given: the values of conditioned sites.
+        sites: the free sample sites, by name, in the order of the program.
+        stop: how many iterations of outermost loops the prefix has; None for the whole program.
+        differentiable: whether densities are to be differentiated: then loops run to their bound.
+    """
+
+    def __init__(
+        self,
+        staged: Staged,
+        inputs: Any = None,
+        given: Mapping[str, Any] | None = None,
+        *,
+        stop: Any = None,
+        differentiable: bool = False,
+    ):
+        self.staged = staged
+        self.inputs = staged.inputs if inputs is None else inputs
+        self.given = dict(staged.given if given is None else given)
+        self.sites: dict[str, Site] = {
+            name: site for name, site in staged.sites.items() if site.kind == "sample" and name not in self.given
+        }
+        self.stop = stop
+        self.differentiable = differentiable
+
+    def condition(self, sites: Mapping[str, Any]) -> TraceSpace:
+        """Return the space in which these sites are given."""
+        given = self.given | dict(sites)
+        return TraceSpace(self.staged, self.inputs, given, stop=self.stop, differentiable=self.differentiable)
+
+    def select(self, selector: Selector, role: str = "sites") -> tuple[str, ...]:
+        """Return the names of the chosen sites, in the order of the program.
+
+        Args:
+            selector: see `Selector`.
+            role: the argument's name, for errors.
+
+        Raises:
+            SiteValueError: nothing is chosen, or a name or prefix is no site's.
+        """
+        if selector is None:
+            chosen = set(self.sites)
+        elif callable(selector):
+            chosen = {name for name in self.sites if selector(name)}
+        else:
+            chosen = set()
+            for wanted in [selector] if isinstance(selector, str) else selector:
+                found = {n for n in self.sites if n == wanted or (wanted.endswith("/") and n.startswith(wanted))}
+                if not found:
+                    raise SiteValueError(
+                        f"`{role}` names {wanted!r}, not a free sample site of the program. They are "
+                        f"{sorted(self.sites)}."
+                    )
+                chosen |= found
+        if not chosen:
+            raise SiteValueError(
+                f"`{role}` {selector!r} chooses no site. The free sample sites are {sorted(self.sites)}."
+            )
+        return tuple(name for name in self.sites if name in chosen)
+
+    # Densities -------------------------------------------------------------------------------------------------------
+
+    def log_density(self, sites: Mapping[str, Any]) -> Any:
+        """Return (1) in nats, a scalar."""
+        return self._run(sites, weigh_draws=True).log_weights
+
+    def evaluate(self, sites: Mapping[str, Any]) -> Evaluated:
+        """Return a trace as it stands for itself: absent entries zero, with (1) and what counts."""
+        result = self._run(sites, weigh_draws=True, keep=frozenset(self.sites))
+        present = {name: None if mask is None else mask.array for name, mask in result.present.items()}
+        return Evaluated(_arrays(result), result.log_weights, present)
+
+    def redraw(self, key, sites: Mapping[str, Any], redrawn: Mapping[str, Any]) -> Redrawn:
+        """Draw some entries anew; see (2).
+
+        Args:
+            key: a PRNG key.
+            sites: a trace.
+            redrawn: by name which entries, a bool array of the site's `time_shape`.
+        """
+        masks = {name: jnp.broadcast_to(mask, self.sites[name].time_shape) for name, mask in redrawn.items()}
+        new = self._run(sites, key, redrawn=masks, keep=frozenset(self.sites))
+        old = self._run(sites, redrawn=masks, retained={name: sites[name] for name in masks})
+        return Redrawn(_arrays(new), new.log_weights, old.log_weights)
+
+    def simulate(self, key) -> tuple[dict[str, Any], Any]:
+        """Return a trace drawn from the program's laws, and (1) of it."""
+        result = self._run({}, key, weigh_draws=True, keep=frozenset(self.sites))
+        return _arrays(result), result.log_weights
+
+    def unconstrain(self, sites: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Return z of (3) for some sites."""
+        return _arrays(self._run(sites, unconstrain=frozenset(names)))
+
+    def constrain(self, z: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a trace with some sites replaced by T(z)."""
+        return _arrays(self._run({**sites, **z}, constrain=frozenset(z), keep=frozenset(self.sites)))
+
+    def unconstrained_log_density(self, z: Mapping[str, Any], sites: Mapping[str, Any]) -> Any:
+        """Return (3) in nats, with the other sites as they are."""
+        return self._run({**sites, **z}, constrain=frozenset(z), weigh_draws=True).log_weights
+
+    def _run(self, sites, key=None, *, retained=None, redrawn=None, **options) -> Result:
+        interpreter = Interpreter(early_exit=not self.differentiable, **options)
+        given = {**self.given, **sites}
+        return interpreter.run(self.staged.block, self.inputs, key, given, retained, redrawn=redrawn, stop=self.stop)
+
+    # Whole traces ----------------------------------------------------------------------------------------------------
+
+    def outcome(self, sites: Mapping[str, Any], keep: frozenset[str]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Return what a trace's run gives: the program's value, the kept sites, and which of their entries count."""
+        result = self._run(sites, keep=keep, weigh_draws=True)
+        present = {
+            name: jnp.ones(self.staged.sites[name].time_shape, bool)
+            if mask is None
+            else along_times(mask.array, self.staged.sites[name].time_shape, 0)
+            for name, mask in result.present.items()
+        }
+        value = jax.tree.unflatten(self.staged.out_tree, [lane.array for lane in result.value])
+        return value, _arrays(result), present
+
+    def population(
+        self,
+        key,
+        num_particles: int,
+        selection: Selection,
+        *,
+        retained: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Run a population through the program.
+
+        Args:
+            key: a PRNG key.
+            num_particles: how many particles.
+            selection: what happens at the end of an outermost iteration.
+            retained: a trace that particle 0 follows; the selection must pin it.
+            options: further fields of `ppl.interpret.Interpreter`.
+        """
+        interpreter = Interpreter(num_particles, selection, keep=frozenset(self.sites), **options)
+        return interpreter.run(self.staged.block, self.inputs, key, self.given, retained, stop=self.stop)
+
+    @property
+    def site_types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The types of the free sample sites, by name."""
+        return {name: jax.ShapeDtypeStruct(site.shape, site.dtype) for name, site in self.sites.items()}
+
+
+def _arrays(result: Result) -> dict[str, Any]:
+    return {name: lane.array for name, lane in result.sites.items()}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ppl import progress as progress_bar
 from ppl import runners
 from ppl.guarantees import weakest
+from ppl.inference.traces import TraceSpace
 from ppl.interpret import Interpreter, Selection, Weighing
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
@@ -64,8 +65,10 @@ def run_population(
         retained: values of all sample sites, which particle 0 has: a run of conditional SMC.
     """
     program = as_program(program)
-    staged = program.stage(keep_rules=False)
+    staged = program.stage(keep_rules=getattr(algorithm, "needs_gradient", False))
     keep = kept_sites(staged, keep)
+    if getattr(algorithm, "rejuvenation", None) is not None:
+        algorithm.rejuvenation_on(TraceSpace(staged))
     path = () if retained is None else (check_sites(staged, retained, complete=True),)
     guarantee = weakest(algorithm.guarantee, "unbiased" if program.target is None else program.target.guarantee)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
@@ -108,16 +111,24 @@ def _runner(
     def run(staged: Staged, inputs, given, key, retained=None) -> Posterior:
         progress = progress_bar.report if show else None
         selection = algorithm.selection() if retained is None else algorithm.conditional_selection()
-        result = Interpreter(num, selection, keep=keep, progress=progress).run(
-            staged.block, inputs, key, given, retained
-        )
+        interpreter = Interpreter(num, selection, keep=keep, progress=progress)
+        if getattr(algorithm, "rejuvenation", None) is not None:
+            space = TraceSpace(staged, inputs, given, differentiable=algorithm.needs_gradient)
+            moves = algorithm.rejuvenation_on(space)
+            if moves is not None:
+                interpreter = dataclasses.replace(
+                    interpreter, keep=keep | frozenset(space.sites), rejuvenation=moves, site_types=space.site_types
+                )
+        result = interpreter.run(staged.block, inputs, key, given, retained)
         return population_posterior(
             result.log_weights,
             result.log_mass,
             result.diagnostics,
             value=jax.tree.unflatten(staged.out_tree, [_spread(lane, num) for lane in result.value]),
-            sites={name: _spread(lane, num) for name, lane in result.sites.items()},
-            present={name: _spread(mask, num) for name, mask in result.present.items() if mask is not None},
+            sites={name: _spread(lane, num) for name, lane in result.sites.items() if name in keep},
+            present={
+                name: _spread(mask, num) for name, mask in result.present.items() if mask is not None and name in keep
+            },
             guarantee=guarantee,
             algorithm=repr(algorithm),
         )

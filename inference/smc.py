@@ -27,6 +27,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -40,8 +41,10 @@ from ppl.inference.langevin import MALA, Langevin
 from ppl.inference.level_moves import Levelled, add_level_moves
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
+from ppl.inference.trace_kernel import TraceKernel
+from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import refuse_state, require_count, require_fraction
-from ppl.interpret import Selected, Weighing
+from ppl.interpret import Rejuvenation, Selected, Weighing
 from ppl.kernels import resampling
 from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
@@ -66,9 +69,11 @@ class SMC:
             resamples at every iteration, 0.0 never. None is 0.5, and 1.0 for a diffusion target without a reward.
         annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
             heuristic.
-        rejuvenation: `Langevin(...)`, `MALA(...)` or `HMC(...)`: the levels of a diffusion target are explored between
-            its steps, see `ppl.inference.level_moves`. The run is then "discretised": moves leave each level's density
-            as it is, which is the marginal of the measure on paths as steps grow in number.
+        rejuvenation: a kernel on traces, such as `MH(..)` or `SuffixMH()`: between iterations it moves every particle's
+            whole past, under the measure of what has been seen so far; the run stays unbiased. Each move replays the
+            program up to its iteration. On a diffusion target `Langevin(..)`, `MALA(..)` and `HMC(..)` explore the
+            present noise level instead, see `ppl.inference.level_moves`: the run is then "discretised", for they leave
+            each level's density as it is, the marginal of the measure on paths as steps grow in number.
         rejuvenate_every: how many iterations lie between moves. They are made at these iterations however the weights
             look: moves where resampling was triggered would not be unbiased.
         twist: a function of the running state of a process or target, as for `Target.tilt`, in nats: what the
@@ -82,21 +87,28 @@ class SMC:
     resampler: str | Callable = "systematic"
     ess_threshold: float | None = None
     annealing: EntropicAnnealing | None = None
-    rejuvenation: Langevin | MALA | HMC | None = None
+    rejuvenation: TraceKernel | Langevin | MALA | HMC | None = None
     rejuvenate_every: int = 1
     twist: Callable | Host | None = None
     lookahead: Lookahead | None = None
     corrector: str | KernelRatio | FeynmanKac = "auto"
     _active: tuple[float, float] | None = dataclasses.field(default=None, repr=False, kw_only=True)
+    _moves_levels: bool = dataclasses.field(default=False, repr=False, kw_only=True)
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
         resampling.resolve(self.resampler)
         if self.annealing is not None and not isinstance(self.annealing, EntropicAnnealing):
             raise TypeError(f"`annealing` must be an EntropicAnnealing or None, got {self.annealing!r}.")
-        if self.rejuvenation is not None and not isinstance(self.rejuvenation, Langevin | MALA | HMC):
+        if self.rejuvenation is not None and not isinstance(self.rejuvenation, TraceKernel | Langevin | MALA | HMC):
             raise TypeError(
-                f"`rejuvenation` must be a kernel such as Langevin(), MALA(0.1) or HMC(0.5), got {self.rejuvenation!r}."
+                "`rejuvenation` must be a kernel such as MH(..), SuffixMH() or Langevin(0.1), got "
+                f"{self.rejuvenation!r}."
+            )
+        if isinstance(self.rejuvenate_every, str) or callable(self.rejuvenate_every):
+            raise TypeError(
+                "`rejuvenate_every` is a number of iterations, fixed beforehand: moves where resampling was triggered "
+                f"bias the estimates. Got {self.rejuvenate_every!r}."
             )
         require_count("rejuvenate_every", self.rejuvenate_every)
         if self.lookahead is not None and not isinstance(self.lookahead, Lookahead):
@@ -122,8 +134,14 @@ class SMC:
         if self.annealing is not None and not self.annealing.exact:
             promised.append("heuristic")
         if self.rejuvenation is not None:
-            promised.append("discretised")
+            exact = not self._moves_levels and self.rejuvenation.guarantee == "invariant"
+            promised.append("unbiased" if exact else "discretised")
         return weakest(*promised)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether densities are differentiated."""
+        return not self._moves_levels and getattr(self.rejuvenation, "needs_gradient", False)
 
     @property
     def _corrector(self) -> KernelRatio | FeynmanKac | Uncorrected:
@@ -134,22 +152,19 @@ class SMC:
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
-        program, algorithm = self._prepared(program)
+        program, algorithm = self.prepared(program)
         return run_population(program, algorithm, key, keep=keep, progress=progress)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return blame_sites(*self._prepared(program), key)
+        return blame_sites(*self.prepared(program), key)
 
-    def _prepared(self, program) -> tuple[Program, SMC]:
+    def prepared(self, program) -> tuple[Program, SMC]:
         """Return the program with this algorithm's twist and corrector in it, and the algorithm's defaults for it."""
         program = as_program(program)
         target = program.target
-        if self.rejuvenation is not None and not isinstance(getattr(target, "process", target), Levelled):
-            raise TypeError(
-                f"`rejuvenation` {self.rejuvenation!r} moves the levels of diffusion targets; moves on traces are not "
-                f"available yet, and {program!r} is no diffusion target."
-            )
+        if isinstance(self.rejuvenation, TraceKernel):
+            program = self.rejuvenation.prepare(program)
         if target is None:
             if self.twist is not None:
                 raise TypeError(
@@ -159,14 +174,18 @@ class SMC:
             if self.corrector != "auto":
                 raise TypeError(f"`corrector` is for processes and targets; {program!r} is neither.")
             return program, self
+        moves_levels = isinstance(self.rejuvenation, Langevin | MALA | HMC) and isinstance(
+            getattr(target, "process", target), Levelled
+        )
         changed = whole = target.combination()
         if self.twist is not None:
             changed = changed.tilt(lambda value: 0.0, twist=self.twist)
         changed = self._corrector.apply(changed)
         settings = getattr(changed.corrector, "settings", None)  # as they are for this target, its guarantee too
         algorithm = self if settings is None else dataclasses.replace(self, corrector=settings)
-        if self.rejuvenation is not None:
+        if moves_levels:
             changed = add_level_moves(self.rejuvenation, changed, self.rejuvenate_every)
+            algorithm = dataclasses.replace(algorithm, _moves_levels=True)
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
             algorithm = dataclasses.replace(algorithm, ess_threshold=1.0)
         if getattr(self._corrector, "active", None) is not None:
@@ -183,6 +202,27 @@ class SMC:
                 f"at churn 0 the copies of a particle stay equal for ever, got `ess_threshold` {self.ess_threshold}: "
                 "take 0.0, or a process with churn."
             )
+
+    def rejuvenation_on(self, space: TraceSpace) -> Rejuvenation | None:
+        """Return the moves between iterations on a program's traces; None where there are none."""
+        if self.rejuvenation is None or self._moves_levels:
+            return None
+        self.rejuvenation.bind(space)  # say what does not fit before anything runs
+
+        def move(key, sites, stop):
+            moves = self.rejuvenation.bind(space.prefix(stop))
+
+            def one(arguments):
+                key, sites = arguments
+                init_key, step_key = jax.random.split(key)
+                moved, _, info = moves.step(step_key, sites, moves.init(init_key, sites, 0))
+                return moved, info["acceptance"]
+
+            each = lax.map if moves.sequential else lambda function, xs: jax.vmap(function)(xs)
+            moved, acceptance = each(one, (jax.random.split(key, self.num_particles), sites))
+            return moved, jnp.mean(acceptance)
+
+        return Rejuvenation(move, self.rejuvenate_every)
 
     def selection(self) -> OnlyWeigh:
         """Return what happens at the end of an outermost iteration."""
@@ -221,7 +261,7 @@ class SMC:
             The posterior; its first particle is that path. If the path is an exact sample, the mean of
             1 / exp(log_evidence) over runs is 1 / Z.
         """
-        program, algorithm = self._prepared(program)
+        program, algorithm = self.prepared(program)
         return run_population(program, algorithm, key, keep=None, progress=False, retained=retained)
 
 

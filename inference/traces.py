@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from ppl.errors import SiteValueError
 from ppl.interpret import Interpreter, Result, Selection
+from ppl.ir import Score
 from ppl.program import Site, Staged
 from ppl.trace import along_times
 
@@ -56,6 +57,7 @@ class TraceSpace:
         given: the values of conditioned sites.
         sites: the free sample sites, by name, in the order of the program.
         stop: how many iterations of outermost loops the prefix has; None for the whole program.
+        power: to which power observations and factors count; None is 1. `powered` names those that do, None for all.
         differentiable: whether densities are to be differentiated: then loops run to their bound.
     """
 
@@ -67,6 +69,8 @@ class TraceSpace:
         *,
         stop: Any = None,
         differentiable: bool = False,
+        power: Any = None,
+        powered: frozenset[str] | None = None,
     ):
         self.staged = staged
         self.inputs = staged.inputs if inputs is None else inputs
@@ -76,11 +80,35 @@ class TraceSpace:
         }
         self.stop = stop
         self.differentiable = differentiable
+        self.power, self.powered = power, powered
 
     def condition(self, sites: Mapping[str, Any]) -> TraceSpace:
         """Return the space in which these sites are given."""
-        given = self.given | dict(sites)
-        return TraceSpace(self.staged, self.inputs, given, stop=self.stop, differentiable=self.differentiable)
+        return self._changed(given=self.given | dict(sites))
+
+    def prefix(self, stop: Any) -> TraceSpace:
+        """Return the space of the traces of a prefix, in which outermost loops make `stop` iterations."""
+        return self._changed(stop=stop)
+
+    def tempered(self, power: Any, names: Sequence[str] | None = None) -> TraceSpace:
+        """Return the space in which observations and factors count to a power; those that forbid still do.
+
+        Args:
+            power: a scalar of at least 0, in place of the present one.
+            names: of those that do; None for all.
+
+        Raises:
+            SiteValueError: a name is no observation's or factor's.
+        """
+        scores = {n.name for n, _ in self.staged.block.statements() if isinstance(n, Score) and n.kind != "sample"}
+        unknown = sorted(set(names or ()) - scores)
+        if unknown:
+            raise SiteValueError(f"{unknown} are no observations or factors of the program. They are {sorted(scores)}.")
+        return self._changed(power=power, powered=None if names is None else frozenset(names))
+
+    def _changed(self, **changes: Any) -> TraceSpace:
+        options = {name: getattr(self, name) for name in ("given", "stop", "differentiable", "power", "powered")}
+        return TraceSpace(self.staged, self.inputs, **(options | changes))
 
     def select(self, selector: Selector, role: str = "sites") -> tuple[str, ...]:
         """Return the names of the chosen sites, in the order of the program.
@@ -155,6 +183,7 @@ class TraceSpace:
         return self._run({**sites, **z}, constrain=frozenset(z), weigh_draws=True).log_weights
 
     def _run(self, sites, key=None, *, retained=None, redrawn=None, **options) -> Result:
+        options |= {"power": self.power, "powered": self.powered}
         interpreter = Interpreter(early_exit=not self.differentiable, **options)
         given = {**self.given, **sites}
         return interpreter.run(self.staged.block, self.inputs, key, given, retained, redrawn=redrawn, stop=self.stop)
@@ -191,7 +220,8 @@ class TraceSpace:
             retained: a trace that particle 0 follows; the selection must pin it.
             options: further fields of `ppl.interpret.Interpreter`.
         """
-        interpreter = Interpreter(num_particles, selection, keep=frozenset(self.sites), **options)
+        options = {"keep": frozenset(self.sites), "power": self.power, "powered": self.powered} | options
+        interpreter = Interpreter(num_particles, selection, **options)
         return interpreter.run(self.staged.block, self.inputs, key, self.given, retained, stop=self.stop)
 
     @property

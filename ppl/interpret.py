@@ -163,6 +163,8 @@ class Interpreter:
             they were drawn; or "future", with what tells how likely a future is after each particle.
         ancestor_sampling: how the retained particle's past is drawn anew where particles are resampled: None, "step",
             where one iteration's density tells, or "replay", by the density of the whole future.
+        power: to which power observations and factors count, a scalar; None is 1. What forbids does so at any power.
+        powered: the names of those that do; None for all.
         site_types: the types of all free sample sites, by name, without the particle axis; for runs that move particles
             or replay futures, and `keep` must name them all.
     """
@@ -179,6 +181,8 @@ class Interpreter:
     rejuvenation: Rejuvenation | None = None
     genealogy: str | None = None
     ancestor_sampling: str | None = None
+    power: Any = None
+    powered: frozenset[str] | None = None
     site_types: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
 
     def run(
@@ -366,6 +370,8 @@ class Interpreter:
                 else:
                     drawn = self.map(jnp.subtract, increment, read(frame, node.log_proposal))
                 increment = drawn if not given else self.map(jnp.where, Lane(mask), drawn, increment)
+        elif node.kind != "sample" and self.power is not None and (self.powered is None or node.name in self.powered):
+            increment = self.map(lambda x: jnp.where(x == -jnp.inf, x, self.power * x), increment)
         before = frame.log_weights
         self._add(increment, frame)
         if self.blame:

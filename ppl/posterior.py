@@ -305,7 +305,7 @@ def _joined(diagnostics: list[dict[str, Any]], num: int) -> dict[str, Any]:
     }  # fmt: skip
     if not diagnostics:
         return none
-    names = [name for name in (*none, "temperature") if name in diagnostics[0]]
+    names = [name for name in (*none, "temperature", "acceptance") if name in diagnostics[0]]
     return {name: jnp.concatenate([d[name] for d in diagnostics]) for name in names}
 
 

@@ -13,6 +13,7 @@ from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.mcmc import MCMC as MCMC
 from ppl.inference.metropolis_hastings import MH as MH
 from ppl.inference.metropolis_hastings import Regenerate as Regenerate
+from ppl.inference.particle_gibbs import ParticleGibbs as ParticleGibbs
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
@@ -41,6 +42,7 @@ __all__ = [
     "Lookahead",
     "MajorityVote",
     "NoiseOptimization",
+    "ParticleGibbs",
     "PathSearch",
     "RandomSearch",
     "Regenerate",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppl.dataflow import futures_are_one_step
 from ppl.errors import SiteValueError
 from ppl.interpret import Interpreter, Result, Selection
 from ppl.ir import Score
@@ -223,6 +224,11 @@ class TraceSpace:
         options = {"keep": frozenset(self.sites), "power": self.power, "powered": self.powered} | options
         interpreter = Interpreter(num_particles, selection, **options)
         return interpreter.run(self.staged.block, self.inputs, key, self.given, retained, stop=self.stop)
+
+    @property
+    def futures_are_one_step(self) -> bool:
+        """Whether one iteration tells how likely a future is after a particle, see `ppl.dataflow`."""
+        return futures_are_one_step(self.staged.block, frozenset(self.given))
 
     @property
     def site_types(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -474,14 +474,7 @@ class Interpreter:
         """Run the iterations; returns the last state and what each iteration put out, stacked."""
         node = plan.node
         state = plan.initial_state(frame)
-        xs = {
-            "t": jnp.arange(node.length),
-            "xs": [time_first(read(frame, a)) for a in node.xs],
-            "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
-            "retained": {n: frame.retained[n] for n in node.body.names if n in frame.retained},
-            "redrawn": {n: frame.redrawn[n] for n in node.body.names if n in frame.redrawn},
-            "keys": keys,
-        }
+        xs = self.rows(plan) | {"keys": keys}
         if plan.looks_ahead or self.ancestor_sampling == "step":
             following = {name: xs[name] for name in ("t", "xs", "given", "retained")}
             xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), following) | {"redrawn": {}}
@@ -518,6 +511,17 @@ class Interpreter:
             return new_state, jax.tree.map(write, stacks, out)
 
         return jax.lax.while_loop(running, step, (state, stacks))
+
+    def rows(self, plan: LoopPlan) -> dict[str, Any]:
+        """Return what the iterations are given one after another, time axes leading."""
+        node, frame = plan.node, plan.frame
+        return {
+            "t": jnp.arange(node.length),
+            "xs": [time_first(read(frame, a)) for a in node.xs],
+            "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
+            "retained": {n: frame.retained[n] for n in node.body.names if n in frame.retained},
+            "redrawn": {n: frame.redrawn[n] for n in node.body.names if n in frame.redrawn},
+        }
 
     def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
         body, new_carry, ys, mask = self._body(plan, frame, state, x)

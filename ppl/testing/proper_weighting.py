@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl.posterior import Outcome
 from ppl.program import as_program
+from ppl.testing.columns import as_columns, named_functions
 from ppl.testing.exact_traces import Traces, all_traces, describe, free_sites
 from ppl.testing.tape import MAX_RUNS, enumerate_runs
 
@@ -58,19 +58,19 @@ def assert_properly_weighted(
     """
     program = as_program(program)
     _require_unbiased(algorithm, getattr(algorithm, "guarantee", None))
-    named = _named(functions)
+    named = named_functions({"value": lambda value: value} if functions is None else functions)
     names = free_sites(program)
     traces = all_traces(program, names, max_runs)
 
     def run(key):
         posterior = algorithm(program, key, keep=frozenset(names), progress=False)
         _require_unbiased(algorithm, posterior.guarantee)
-        results = {name: jax.vmap(function)(posterior.value) for name, function in named.items()}
+        results = {name: function(posterior.value) for name, function in named.items()}
         sites = {name: posterior.sites[name] for name in names}
         return sites, posterior.log_weights, posterior.log_evidence, posterior.status.code, results
 
-    exact_results = {name: jax.vmap(function)(traces.value) for name, function in named.items()}
-    labels, columns = _columns(exact_results, len(traces))
+    exact_results = {name: function(traces.value) for name, function in named.items()}
+    labels, columns = as_columns(exact_results, len(traces))
     exact, largest = traces.density @ columns, np.max(np.abs(columns), axis=0, initial=1.0)
     mass, estimate, stray, count = np.zeros(len(traces)), np.zeros(len(labels)), {}, 0
     key = jax.random.key(0)
@@ -83,7 +83,7 @@ def assert_properly_weighted(
             continue
         weights = probability * np.exp(np.float64(log_evidence) + np.asarray(log_weights, np.float64))
         alive = weights > 0
-        estimate += weights[alive] @ _columns(results, len(weights))[1][alive]
+        estimate += weights[alive] @ as_columns(results, len(weights))[1][alive]
         for n, place in enumerate(traces.find(sites, len(weights))):
             if place is not None:
                 mass[place] += weights[n]
@@ -118,30 +118,6 @@ def _of_sites(traces: Traces, mass: np.ndarray, stray: float) -> Iterator[_Compa
                 yield _Compared(f"[{entry} == {value}]", mass[chosen].sum(), traces.density[chosen].sum())
     for place in range(len(traces)):
         yield _Compared(f"[the trace is {describe(traces.one(place))}]", mass[place], traces.density[place])
-
-
-def _columns(results: Mapping[str, Any], count: int) -> tuple[list[str], np.ndarray]:
-    """Return functions' results, `[count, ...]`, as columns with a name each, `[count, D]`."""
-    labels, columns = [], [np.zeros((count, 0))]
-    for name, result in results.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(result):
-            leaf = np.asarray(leaf, np.float64)
-            entries = np.ndindex(*leaf.shape[1:])
-            labels += [f"{name}{jax.tree_util.keystr(path)}{list(entry) if entry else ''}" for entry in entries]
-            columns.append(leaf.reshape(count, -1))
-    return labels, np.concatenate(columns, axis=1)
-
-
-def _named(functions) -> dict[str, Callable]:
-    if functions is None:
-        return {"value": lambda value: value}
-    functions = functions if isinstance(functions, Mapping) else {"f": functions}
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"`functions` must be a function of the value, or several by name; {name!r} is {function!r}."
-            )
-    return {name: lambda value, f=function: jax.tree.map(jnp.asarray, f(value)) for name, function in functions.items()}
 
 
 def _require_unbiased(algorithm, guarantee: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Hamiltonian moves: a particle that runs along a density for a while, with an acceptance test at the end.
+"""Hamiltonian Monte Carlo: a particle that runs along a density for a while, with an acceptance test at the end.
 
 For a density pi with the score s = grad log pi, a step size e and a momentum p ~ N(0, I), repeat `num_leapfrog` times
 
@@ -10,6 +10,9 @@ and accept with
 
 (1) preserves volume and comes back when p is turned round, whatever vector field stands for s, so that (2) leaves pi
 exactly as it is. One leapfrog step is the Langevin step of size e^2 / 2.
+
+At the levels of a diffusion target `HMC` runs (1) as it stands here; on the traces of a program NumPyro runs it, with a
+step size and a mass matrix found in warm-up, see `ppl.inference.hamiltonian_moves`.
 
 Source: Neal (2011), "MCMC using Hamiltonian dynamics".
 """
@@ -24,6 +27,10 @@ import numpyro.distributions as dist
 from jax import lax
 
 from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
+from ppl.inference.hamiltonian_moves import HamiltonianMoves
+from ppl.inference.trace_kernel import Moves, TraceKernel
+from ppl.inference.traces import Selector, TraceSpace
+from ppl.inference.unconstrained import as_selector, require_unit_interval
 from ppl.inference.validation import require_count
 
 __all__ = ["HMC", "hamiltonian_proposal", "hamiltonian_step", "leapfrog"]
@@ -72,19 +79,27 @@ def hamiltonian_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class HMC:
+class HMC(TraceKernel):
     """Hamiltonian Monte Carlo, (1) and (2), for densities that are known up to a constant.
 
+    It moves continuous sites of a program's traces, and what a diffusion target has at its noise levels.
+
     Attributes:
-        step_size: e, in units of the scale of what is moved; at a noise level that is its sigma. None chooses one, see
-            `ppl.inference.level_moves`.
+        step_size: e, in units of the scale of what is moved; at a noise level that is its sigma, on traces 1 in units
+            of z, the sites unconstrained. None chooses one: on traces in warm-up, together with a mass matrix; at
+            noise levels see `ppl.inference.level_moves`.
         num_leapfrog: how many leapfrog steps between momenta.
         num_steps: how many times a momentum is drawn, each accepted or refused for each particle alone.
+        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        target_accept: on traces, the mean acceptance probability that the step size is adapted to.
     """
 
     step_size: float | None = None
     num_leapfrog: int = 10
     num_steps: int = 1
+    sites: Selector = None
+    target_accept: float = 0.8
+    needs_gradient: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
     guarantee: ClassVar[str] = "invariant"
 
@@ -92,6 +107,13 @@ class HMC:
         require_step_size(self.step_size)
         require_count("num_leapfrog", self.num_leapfrog)
         require_count("num_steps", self.num_steps)
+        require_unit_interval("target_accept", self.target_accept)
+        object.__setattr__(self, "sites", as_selector(self.sites))
+
+    def bind(self, space: TraceSpace) -> Moves:
+        """Return the moves on traces; see `TraceKernel.bind`."""
+        # The number of leapfrog steps is held, not the length of the trajectory: a step size can be adapted to it.
+        return HamiltonianMoves(self, space, "HMC", self.num_steps, num_steps=self.num_leapfrog, trajectory_length=None)
 
     def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
         """Return the distributions of what a move of an array needs to draw, by name."""

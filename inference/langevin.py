@@ -10,6 +10,10 @@ For a density pi with the score s = grad log pi, a step size h and z ~ N(0, I):
 the same field is in both densities (2). The way back from x' has the noise -(z + a), a = sqrt(h / 2) (s(x) + s(x')), so
 that log q(x|x') - log q(x'|x) = -(2 <z, a> + |a|^2) / 2: no large squares are subtracted.
 
+At the levels of a diffusion target x is a state's array; on the traces of a program it is the vector of
+`ppl.inference.unconstrained`, and where no h is given, warm-up moves log h by dual averaging until the mean of min(1,
+exp of (3)) is `target_accept`, for (1) alone too: there it bounds the bias.
+
 Source: Roberts and Tweedie (1996), "Exponential convergence of Langevin distributions and their discrete
 approximations".
 """
@@ -19,12 +23,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax
+from numpyro.infer.hmc_util import dual_averaging
 
 from ppl.gaussian import Gaussian
 from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
+from ppl.inference.metropolis_hastings import acceptance
+from ppl.inference.trace_kernel import Moves, TraceKernel
+from ppl.inference.traces import Selector, TraceSpace
+from ppl.inference.unconstrained import UnconstrainedSites, as_selector, require_tuning, require_unit_interval
 from ppl.inference.validation import require_count
 
 __all__ = ["MALA", "Langevin", "adjusted_proposal", "adjusted_step", "unadjusted_step"]
@@ -62,23 +72,38 @@ def adjusted_step(evaluate: Evaluate, point: Point, noise, uniform, step_size) -
 
 
 @dataclasses.dataclass(frozen=True)
-class Langevin:
+class Langevin(TraceKernel):
     """Unadjusted Langevin steps (1), for any score.
 
+    They move continuous sites of a program's traces, and what a diffusion target has at its noise levels. On traces
+    `acceptance` says how often (3) would have accepted: how far the steps are from leaving the posterior as it is.
+
     Attributes:
-        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2. None chooses
-            one, see `ppl.inference.level_moves`.
+        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2, on traces 1
+            in units of z, the sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
+            `ppl.inference.level_moves`.
         num_steps: how many steps a move has.
+        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        target_accept: on traces, what the mean of the acceptance probability of (3) is brought to.
     """
 
     step_size: float | None = None
     num_steps: int = 1
+    sites: Selector = None
+    target_accept: float = 0.95
+    needs_gradient: ClassVar[bool] = True
     needs_density: ClassVar[bool] = False
     guarantee: ClassVar[str] = "discretised"
 
     def __post_init__(self):
         require_step_size(self.step_size)
         require_count("num_steps", self.num_steps)
+        require_unit_interval("target_accept", self.target_accept)
+        object.__setattr__(self, "sites", as_selector(self.sites))
+
+    def bind(self, space: TraceSpace) -> Moves:
+        """Return the moves on traces; see `TraceKernel.bind`."""
+        return _LangevinMoves(self, space, adjusted=False)
 
     def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
         """Return the distributions of what a move of an array needs to draw, by name."""
@@ -106,23 +131,37 @@ class Langevin:
 
 
 @dataclasses.dataclass(frozen=True)
-class MALA:
+class MALA(TraceKernel):
     """The Metropolis-adjusted Langevin algorithm, (1) to (3), for densities that are known up to a constant.
 
+    It moves continuous sites of a program's traces, and what a diffusion target has at its noise levels.
+
     Attributes:
-        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2. None chooses
-            one, see `ppl.inference.level_moves`.
+        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2, on traces 1
+            in units of z, the sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
+            `ppl.inference.level_moves`.
         num_steps: how many steps a move has, each accepted or refused for each particle alone.
+        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        target_accept: on traces, the mean acceptance probability that the step size is adapted to.
     """
 
     step_size: float | None = None
     num_steps: int = 1
+    sites: Selector = None
+    target_accept: float = 0.574
+    needs_gradient: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
     guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         require_step_size(self.step_size)
         require_count("num_steps", self.num_steps)
+        require_unit_interval("target_accept", self.target_accept)
+        object.__setattr__(self, "sites", as_selector(self.sites))
+
+    def bind(self, space: TraceSpace) -> Moves:
+        """Return the moves on traces; see `TraceKernel.bind`."""
+        return _LangevinMoves(self, space, adjusted=True)
 
     def randomness(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> dict[str, dist.Distribution]:
         """Return the distributions of what a move of an array needs to draw, by name."""
@@ -143,3 +182,91 @@ class MALA:
     def evaluations(self) -> int:
         """Return how many points a move evaluates."""
         return self.num_steps
+
+
+# On traces -----------------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Memory:
+    """What is known at a trace: the point, which entries count, and how the step size is being found."""
+
+    iteration: Any
+    point: Point
+    present: dict[str, Any]
+    log_step_size: Any
+    averaging: Any
+    num_warmup: int = dataclasses.field(metadata={"static": True})
+
+
+class _LangevinMoves(Moves):
+    def __init__(self, kernel: Langevin | MALA, space: TraceSpace, adjusted: bool):
+        self.kernel, self.adjusted = kernel, adjusted
+        self.target = UnconstrainedSites(kernel, space, kernel.sites)
+        self.sites = self.target.names
+
+    def init(self, key, sites, num_warmup):
+        """Return the memory, untuned."""
+        require_tuning(self.kernel, num_warmup)
+        size = self.kernel.step_size
+        start = 0.5 * self.target.size ** (-1 / 3) if size is None else size
+        present, point = self.place(sites)
+        averaging = dual_averaging()[0](jnp.log(10.0 * start))
+        memory = _Memory(jnp.int32(0), point, present, jnp.log(jnp.float32(start)), averaging, num_warmup)
+        return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), memory)
+
+    def refresh(self, key, sites, memory):
+        """Return the memory with the point at the trace."""
+        present, point = self.place(sites)
+        return dataclasses.replace(memory, point=point, present=present)
+
+    def place(self, sites) -> tuple[dict[str, Any], Point]:
+        """Return which entries count, and the point."""
+        present = self.target.present(sites)
+        return present, self.evaluate(sites)(self.target.vector(sites, self.target.mask(present)))
+
+    def evaluate(self, sites) -> Evaluate:
+        """Return what gives the point at a z, the other sites being those of a trace."""
+        potential = jax.value_and_grad(self.target.potential(sites))
+
+        def evaluate(z) -> Point:
+            energy, gradient = potential(z)
+            return Point(z, -energy, -gradient)
+
+        return evaluate
+
+    def step(self, key, sites, memory):
+        """Make the steps of one move, and tune."""
+        evaluate, mask = self.evaluate(sites), self.target.mask(memory.present)
+        step_size = jnp.exp(memory.log_step_size)
+
+        def step(point, key):
+            noise_key, accept_key = jax.random.split(key)
+            noise = jax.random.normal(noise_key, point.x.shape, point.x.dtype)
+            noise = noise if mask is None else jnp.where(mask, noise, 0.0)
+            proposed, log_ratio = adjusted_proposal(evaluate, point, noise, step_size)
+            if self.adjusted:
+                point, _ = accept(point, proposed, log_ratio, jax.random.uniform(accept_key))
+            else:  # no step leaves the support, nor goes where there is no score to come back by
+                possible = (proposed.log_density > -jnp.inf) & jnp.all(jnp.isfinite(proposed.score))
+                point = jax.tree.map(lambda a, b: jnp.where(possible, a, b), proposed, point)
+            return point, acceptance(log_ratio)
+
+        point, rates = lax.scan(step, memory.point, jax.random.split(key, self.kernel.num_steps))
+        memory = self.tuned(dataclasses.replace(memory, point=point), jnp.mean(rates))
+        return self.target.replaced(point.x, sites, memory.present), memory, {"acceptance": jnp.mean(rates)}
+
+    def tuned(self, memory: _Memory, rate) -> _Memory:
+        """Return the memory after a step that accepted at a mean rate; the last of warm-up takes the average."""
+        if self.kernel.step_size is not None or memory.num_warmup == 0:
+            return memory
+        averaging = dual_averaging()[1](self.kernel.target_accept - rate, memory.averaging)
+        last = memory.iteration == memory.num_warmup - 1
+        log_step_size = jnp.where(last, averaging[1], averaging[0])
+        tuning = memory.iteration < memory.num_warmup
+        new, old = (log_step_size, averaging), (memory.log_step_size, memory.averaging)
+        log_step_size, averaging = jax.tree.map(lambda a, b: jnp.where(tuning, a, b), new, old)
+        return dataclasses.replace(
+            memory, iteration=memory.iteration + 1, log_step_size=log_step_size, averaging=averaging
+        )

@@ -6,8 +6,10 @@ With the traces x_1 .. x_M of positive density gamma and pi = gamma / Z,
     sum_j K_ij = 1,      pi K = pi.                                                                               (2)
 
 The kernel starts at x_i with the memory that it draws there (`init`), whose randomness counts: kernels that carry an
-estimate along (pseudo-marginal ones) draw it from its law given x_i, so that (2) holds for one step. Chains that can
-get from each trace to each other one are irreducible: the graph of K_ij > 0 is strongly connected.
+estimate along (pseudo-marginal ones) draw it from its law given x_i, so that (2) holds. What a kernel remembers from
+one step to the next, such as the density of the present trace, is used from the second step on: K is then that of so
+many steps, and (2) holds for it too. Chains that can get from each trace to each other one are irreducible: the graph
+of K_ij > 0 is strongly connected.
 """
 
 from __future__ import annotations
@@ -16,19 +18,26 @@ import importlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl.program import Program, as_program
 from ppl.testing.exact_traces import Traces, all_traces, describe, free_sites
 from ppl.testing.tape import MAX_RUNS, enumerate_runs
 
-__all__ = ["assert_invariant", "trace_space", "transition_matrix"]
+__all__ = ["assert_invariant", "make_steps", "trace_space", "transition_matrix"]
 
 _SHOWN = 4  # traces named in a message
 
 
 def assert_invariant(
-    program: Any, kernel: Any, irreducible: bool = False, atol: float = 1e-6, *, max_runs: int = MAX_RUNS
+    program: Any,
+    kernel: Any,
+    irreducible: bool = False,
+    atol: float = 1e-6,
+    *,
+    num_steps: int = 1,
+    max_runs: int = MAX_RUNS,
 ) -> None:
     """Check by enumeration that a kernel leaves a finite program's posterior as it is: (2).
 
@@ -37,7 +46,8 @@ def assert_invariant(
         kernel: a kernel on traces. It takes its choices from `ppl.chance`.
         irreducible: check too that every trace can be reached from every other one.
         atol: the largest deviation of a probability allowed.
-        max_runs: the number of runs, of all rows together, after which to give up.
+        num_steps: how many steps K makes; 2 for a kernel with a memory of its own.
+        max_runs: the number of runs from one trace after which to give up; about a thousand take a second.
 
     Raises:
         AssertionError: (2) does not hold, or the kernel changes other sites than its own, reports an acceptance rate
@@ -45,14 +55,12 @@ def assert_invariant(
         TypeError: a site's law is not finite, or randomness does not come from `ppl.chance`.
         ValueError: there are more than `max_runs` runs or traces.
     """
-    traces, pi, matrix = transition_matrix(program, kernel, max_runs=max_runs)
+    traces, pi, matrix = transition_matrix(program, kernel, num_steps=num_steps, max_runs=max_runs)
     after = pi @ matrix
     wrong = np.flatnonzero(~(np.abs(after - pi) <= atol))
     if wrong.size:
         wrong = wrong[np.argsort(-np.abs(after - pi)[wrong])]
-        lines = [
-            f"{kernel!r} does not leave the posterior of {program!r} as it is. Probabilities before and after a step:"
-        ]
+        lines = [f"{kernel!r} does not leave the posterior of {program!r} as it is. Probabilities before and after:"]
         lines += [f"  {describe(traces.one(i))}: {pi[i]:.8g} becomes {after[i]:.8g}" for i in wrong[:_SHOWN]]
         if len(wrong) > _SHOWN:
             lines.append(f"  and {len(wrong) - _SHOWN} more of {len(pi)} traces.")
@@ -61,7 +69,9 @@ def assert_invariant(
         _require_irreducible(kernel, traces, matrix)
 
 
-def transition_matrix(program: Any, kernel: Any, *, max_runs: int = MAX_RUNS) -> tuple[Traces, np.ndarray, np.ndarray]:
+def transition_matrix(
+    program: Any, kernel: Any, *, num_steps: int = 1, max_runs: int = MAX_RUNS
+) -> tuple[Traces, np.ndarray, np.ndarray]:
     """Return the traces of positive density, their probabilities pi `[M]`, and the matrix K `[M, M]` of (1).
 
     Args and errors are those of `assert_invariant`; (2) is checked as far as the rows' sums go.
@@ -71,29 +81,26 @@ def transition_matrix(program: Any, kernel: Any, *, max_runs: int = MAX_RUNS) ->
     traces = all_traces(program, names, max_runs)
     movable: tuple[str, ...] = ()
 
-    def step(key, sites):
+    def run(key, sites):
         nonlocal movable
-        init_key, step_key = jax.random.split(key)
         moves = kernel.bind(trace_space(kernel.prepare(program), kernel))
         movable = tuple(moves.sites)
-        memory = moves.init(init_key, sites, 0)
-        after, _, info = moves.step(step_key, sites, memory)
-        return {name: after[name] for name in names}, info["acceptance"]
+        after, acceptance = make_steps(moves, key, sites, num_steps)
+        return {name: after[name] for name in names}, acceptance
 
     key = jax.random.key(0)
-    runs, left = enumerate_runs(step, key, traces.one(0)), max_runs
+    runs = enumerate_runs(run, key, traces.one(0))
     matrix = np.zeros((len(traces), len(traces)))
     for i in range(len(traces)):
         before = traces.one(i)
-        for probability, (after, acceptance) in runs(key, before, max_runs=max(left, 1)):
-            left -= 1
+        for probability, (after, acceptance) in runs(key, before, max_runs=max_runs):
             (j,) = traces.find({name: values[None] for name, values in after.items()}, 1)
             changed = [n for n in names if n not in movable and not np.array_equal(before[n], after[n])]
             if changed:
                 raise AssertionError(
                     f"{kernel!r} changes {changed}; the sites that it says it moves are {list(movable)}."
                 )
-            if not 0 <= acceptance <= 1.000001:
+            if not (0 <= acceptance.min() and acceptance.max() <= 1.000001):
                 raise AssertionError(f"{kernel!r} reports the acceptance rate {acceptance} at {describe(before)}.")
             if j is None:
                 raise AssertionError(
@@ -102,6 +109,16 @@ def transition_matrix(program: Any, kernel: Any, *, max_runs: int = MAX_RUNS) ->
                 )
             matrix[i, j] += probability
     return traces, traces.density / traces.mass, matrix
+
+
+def make_steps(moves: Any, key, sites: dict[str, Any], num_steps: int) -> tuple[dict[str, Any], Any]:
+    """Make steps from a trace; returns where they end and their acceptance rates, `[num_steps]`."""
+    init_key, *keys = jax.random.split(key, num_steps + 1)
+    memory, rates = moves.init(init_key, sites, 0), []
+    for key in keys:
+        sites, memory, info = moves.step(key, sites, memory)
+        rates.append(info["acceptance"])
+    return sites, jnp.stack(rates)
 
 
 def trace_space(program: Program, kernel: Any) -> Any:

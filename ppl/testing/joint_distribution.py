@@ -33,7 +33,7 @@ from ppl.draws import as_key
 from ppl.ir import Given, Score
 from ppl.program import Program, as_program, condition
 from ppl.testing.columns import as_columns, named_functions
-from ppl.testing.invariance import trace_space
+from ppl.testing.invariance import make_steps, trace_space
 
 __all__ = ["assert_joint"]
 
@@ -50,6 +50,7 @@ def assert_joint(
     observed: Sequence[str] = (),
     num_draws: int = 20_000,
     num_chains: int = 200,
+    num_steps: int = 2,
     seed: int = 0,
 ) -> None:
     """Check a kernel on any program, continuous ones too, by (3) and (4): |z| below 5 for every function.
@@ -67,6 +68,7 @@ def assert_joint(
             program given the rest, and accepted as `Regenerate` accepts where other sites depend on them.
         num_draws: the number of draws, N, of each kind, over all chains.
         num_chains: the number of chains, C, at least 30.
+        num_steps: how many steps the kernel makes with the same data; from the second on it uses what it remembers.
         seed: the seed.
 
     Raises:
@@ -77,7 +79,7 @@ def assert_joint(
     _require_simulable(program)
     if num_chains < 30 or num_draws < num_chains:
         raise ValueError(f"`num_chains` must be from 30 to `num_draws`, got {num_chains} and {num_draws}.")
-    num_steps = num_draws // num_chains
+    length = num_draws // num_chains
     joint = trace_space(program, kernel)
     observed = joint.select(list(observed), "observed") if observed else ()
     prior_key, chain_key = jax.random.split(as_key(seed))
@@ -87,11 +89,10 @@ def assert_joint(
         return kernel.bind(trace_space(kernel.prepare(given), kernel))
 
     def step(sites, key):
-        init_key, step_key, data_key, accept_key = jax.random.split(key, 4)
-        moves, data = moves_given(sites), {name: sites[name] for name in observed}
+        kernel_key, data_key, accept_key = jax.random.split(key, 3)
         latent = {name: value for name, value in sites.items() if name not in observed}
-        latent, _, _ = moves.step(step_key, latent, moves.init(init_key, latent, 0))
-        between = {name: latent[name] if name in latent else data[name] for name in sites}
+        latent, _ = make_steps(moves_given(sites), kernel_key, latent, num_steps)
+        between = {name: latent.get(name, value) for name, value in sites.items()}
         if not observed:
             return between, (sites, between)
         new = joint.redraw(data_key, between, dict.fromkeys(observed, True))
@@ -99,7 +100,7 @@ def assert_joint(
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new.sites, between), (sites, between)
 
     def chain(key):
-        keys = jax.random.split(key, num_steps + 1)
+        keys = jax.random.split(key, length + 1)
         return jax.lax.scan(step, joint.simulate(keys[0])[0], keys[1:])[1]
 
     draw = jax.jit(jax.vmap(lambda key: joint.simulate(key)[0]))
@@ -110,7 +111,7 @@ def assert_joint(
     halves = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), halves)
     evaluate = _default_functions(prior, num_draws) if functions is None else _users_functions(functions)
     labels, expected = evaluate(prior, num_draws)
-    before, after = (evaluate(half, num_chains * num_steps)[1].reshape(num_chains, num_steps, -1) for half in halves)
+    before, after = (evaluate(half, num_chains * length)[1].reshape(num_chains, length, -1) for half in halves)
     means, added = after.mean(axis=1), (after - before).mean(axis=1)
     labels += [f"what a step adds to {label}" for label in labels]
     means, expected = np.hstack([means, added]), np.hstack([expected, np.zeros_like(expected)])

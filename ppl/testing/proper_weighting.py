@@ -58,7 +58,7 @@ def assert_properly_weighted(
     """
     program = as_program(program)
     _require_unbiased(algorithm, getattr(algorithm, "guarantee", None))
-    named = named_functions({"value": lambda value: value} if functions is None else functions)
+    named = {"value": lambda value: value} if functions is None else named_functions(functions)
     names = free_sites(program)
     traces = all_traces(program, names, max_runs)
 

@@ -288,6 +288,9 @@ class WalkMoves(Moves):
     def __init__(self, space, error):
         self.space, self.error = space, error
 
+    def init(self, key, sites, num_warmup):
+        return self.space.log_density(sites)
+
     def step(self, key, sites, memory):
         up_key, accept_key = jax.random.split(key)
         x = sites["x"]
@@ -295,7 +298,8 @@ class WalkMoves(Moves):
         up = chance.categorical(up_key, jnp.log(jnp.stack([1 - rise(x), rise(x)])))
         proposed = x + 2 * up - 1
         new = sites | {"x": proposed}
-        ratio = self.space.log_density(new) - self.space.log_density(sites)
+        new_log_density = self.space.log_density(new)
+        ratio = new_log_density - memory
         forward, back = jnp.where(up == 1, rise(x), 1 - rise(x)), jnp.where(up == 1, 1 - rise(proposed), rise(proposed))
         if self.error != "no proposal ratio":
             ratio += jnp.log(back) - jnp.log(forward)
@@ -303,6 +307,8 @@ class WalkMoves(Moves):
             accept_key = up_key
         accepted = chance.accept(accept_key, ratio)
         sites = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, sites)
+        if self.error != "stale memory":
+            memory = jnp.where(accepted, new_log_density, memory)
         if self.error == "other site":
             sites["y"] = 1 - sites["y"]
         if self.error == "out of range":
@@ -329,7 +335,7 @@ def test_the_transition_matrix_is_the_kernels():
 
 
 def test_invariant_kernels_pass():
-    assert_invariant(ladder(), Walk())
+    assert_invariant(ladder(), Walk(), num_steps=2)
     assert_invariant(stopping(), Regenerate("x"), irreducible=True)
 
 
@@ -345,6 +351,12 @@ def test_invariant_kernels_pass():
 def test_a_kernel_with_one_error_is_caught(error, message):
     with pytest.raises(AssertionError, match=message):
         assert_invariant(ladder(), Walk(error))
+
+
+def test_a_memory_that_is_not_kept_up_is_seen_from_the_second_step_on():
+    assert_invariant(ladder(), Walk("stale memory"))
+    with pytest.raises(AssertionError, match="does not leave the posterior"):
+        assert_invariant(ladder(), Walk("stale memory"), num_steps=2)
 
 
 def test_a_kernel_that_misses_traces_is_not_irreducible_and_they_are_named():
@@ -417,3 +429,9 @@ def test_the_joint_test_catches_a_kernel_with_one_error(error, functions, messag
 def test_the_joint_test_refuses_what_it_cannot_simulate():
     with pytest.raises(ValueError, match=r"cannot be simulated: \['w'\] are observations, factors"):
         assert_joint(ladder(), Walk())
+
+
+def test_the_documented_examples_run():
+    lines = ppl.testing.__doc__.splitlines()
+    code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
+    exec(code, dict(globals()))

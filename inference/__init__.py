@@ -23,6 +23,7 @@ from ppl.inference.search import RandomSearch as RandomSearch
 from ppl.inference.search import RolloverSearch as RolloverSearch
 from ppl.inference.search import ZeroOrderSearch as ZeroOrderSearch
 from ppl.inference.smc import SMC as SMC
+from ppl.inference.suffix import SuffixMH as SuffixMH
 from ppl.inference.superposition import SuperposedAnd as SuperposedAnd
 from ppl.inference.voting import MajorityVote as MajorityVote
 
@@ -49,6 +50,7 @@ __all__ = [
     "ReplicaExchange",
     "RolloverSearch",
     "Sandwich",
+    "SuffixMH",
     "SuperposedAnd",
     "ZeroOrderSearch",
     "sandwich",

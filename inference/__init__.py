@@ -1,8 +1,13 @@
 """Inference algorithms: interpretations of programs, swapped by one line."""
 
 from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
+from ppl.inference.backward_smoothing import BackwardSmoothing as BackwardSmoothing
+from ppl.inference.composition import Mixture as Mixture
+from ppl.inference.composition import Repeat as Repeat
+from ppl.inference.composition import Sequence as Sequence
 from ppl.inference.correctors import FeynmanKac as FeynmanKac
 from ppl.inference.correctors import KernelRatio as KernelRatio
+from ppl.inference.gibbs import Gibbs as Gibbs
 from ppl.inference.hamiltonian import HMC as HMC
 from ppl.inference.importance import ImportanceSampling as ImportanceSampling
 from ppl.inference.langevin import MALA as MALA
@@ -13,6 +18,9 @@ from ppl.inference.lookahead import Lookahead as Lookahead
 from ppl.inference.mcmc import MCMC as MCMC
 from ppl.inference.metropolis_hastings import MH as MH
 from ppl.inference.metropolis_hastings import Regenerate as Regenerate
+from ppl.inference.nuts import NUTS as NUTS
+from ppl.inference.paris import PaRIS as PaRIS
+from ppl.inference.paris import ParisianGibbs as ParisianGibbs
 from ppl.inference.particle_gibbs import ParticleGibbs as ParticleGibbs
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
@@ -32,9 +40,12 @@ __all__ = [
     "MALA",
     "MCMC",
     "MH",
+    "NUTS",
     "SMC",
+    "BackwardSmoothing",
     "EntropicAnnealing",
     "FeynmanKac",
+    "Gibbs",
     "ImportanceSampling",
     "KernelRatio",
     "Langevin",
@@ -42,14 +53,19 @@ __all__ = [
     "LevelExchange",
     "Lookahead",
     "MajorityVote",
+    "Mixture",
     "NoiseOptimization",
+    "PaRIS",
+    "ParisianGibbs",
     "ParticleGibbs",
     "PathSearch",
     "RandomSearch",
     "Regenerate",
+    "Repeat",
     "ReplicaExchange",
     "RolloverSearch",
     "Sandwich",
+    "Sequence",
     "SuffixMH",
     "SuperposedAnd",
     "ZeroOrderSearch",

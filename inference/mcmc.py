@@ -157,7 +157,7 @@ class MCMC:
                 log_evidence=jnp.float32(jnp.nan),
                 ess=jnp.float32(jnp.nan),
                 diagnostics={"ess": jnp.zeros(0), "resampled": jnp.zeros(0, bool)}
-                | {name: jnp.moveaxis(figure, 0, 1) for name, figure in info.items()},
+                | jax.tree.map(lambda figure: jnp.moveaxis(figure, 0, 1), info),
                 status=Status(jnp.where(alive, Outcome.OK, Outcome.ALL_DIED).astype(jnp.int32), jnp.int32(-1)),
                 state=dataclasses.replace(state, kernel=repr(self.kernel)),
                 guarantee=self.guarantee,

@@ -13,14 +13,14 @@ from ppl import progress as progress_bar
 from ppl import runners
 from ppl.guarantees import weakest
 from ppl.inference.traces import TraceSpace
-from ppl.interpret import Interpreter, Selection, Weighing
+from ppl.interpret import Interpreter, Result, Selection, Weighing
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, check_sites, kept_sites
 from ppl.trace import along_times
 
-__all__ = ["OnlyWeigh", "PopulationAlgorithm", "blame_sites", "lower", "run_population"]
+__all__ = ["OnlyWeigh", "PopulationAlgorithm", "Watch", "blame_sites", "lower", "run_population"]
 
 
 class PopulationAlgorithm(Protocol):
@@ -31,6 +31,13 @@ class PopulationAlgorithm(Protocol):
 
     def selection(self) -> Selection:
         """Return what happens at the end of an outermost iteration."""
+
+
+class Watch(Protocol):
+    """A frozen, hashable description of what else is computed from a run, with its genealogy."""
+
+    def watch(self, space: TraceSpace, result: Result, key: Any) -> dict[str, Any]:
+        """Return figures for the diagnostics, by name."""
 
 
 class OnlyWeigh:
@@ -53,6 +60,7 @@ def run_population(
     keep: frozenset[str] | None,
     progress: bool | None,
     retained: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
 ) -> Posterior:
     """Run a population through a program.
 
@@ -63,6 +71,7 @@ def run_population(
         keep: names of the sites to store, None for all but internal ones.
         progress: see `ppl.infer`.
         retained: values of all sample sites, which particle 0 has: a run of conditional SMC.
+        watch: what else to compute from the run.
     """
     program = as_program(program)
     staged = program.stage(keep_rules=getattr(algorithm, "needs_gradient", False))
@@ -73,8 +82,8 @@ def run_population(
     guarantee = weakest(algorithm.guarantee, "unbiased" if program.target is None else program.target.guarantee)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
     with progress_bar.showing(show):
-        purpose = (algorithm, "conditional run" if path else "run", keep, show, guarantee)
-        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show, guarantee), key, *path)
+        purpose = (algorithm, "conditional run" if path else "run", keep, show, guarantee, watch)
+        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show, guarantee, watch), key, *path)
         if show:
             jax.block_until_ready(posterior.log_weights)
     return _complete(posterior, staged, program)
@@ -104,7 +113,7 @@ def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[s
 
 
 def _runner(
-    algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool, guarantee: str
+    algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool, guarantee: str, watch: Watch | None = None
 ) -> Callable[..., Posterior]:
     num = algorithm.num_particles
 
@@ -119,8 +128,15 @@ def _runner(
                 interpreter = dataclasses.replace(
                     interpreter, keep=keep | frozenset(space.sites), rejuvenation=moves, site_types=space.site_types
                 )
+        more = {}
+        if watch is not None:
+            space = TraceSpace(staged, inputs, given)
+            key, watch_key = jax.random.split(key)
+            interpreter = dataclasses.replace(interpreter, keep=keep | frozenset(space.sites), genealogy="future")
         result = interpreter.run(staged.block, inputs, key, given, retained)
-        return population_posterior(
+        if watch is not None:
+            more = watch.watch(space, result, watch_key)
+        posterior = population_posterior(
             result.log_weights,
             result.log_mass,
             result.diagnostics,
@@ -130,8 +146,9 @@ def _runner(
                 name: _spread(mask, num) for name, mask in result.present.items() if mask is not None and name in keep
             },
             guarantee=guarantee,
-            algorithm=repr(algorithm),
+            algorithm=repr(algorithm if watch is None else watch),
         )
+        return dataclasses.replace(posterior, diagnostics=posterior.diagnostics | more)
 
     return run
 

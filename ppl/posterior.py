@@ -139,6 +139,11 @@ class Posterior:
         return jnp.where(jnp.isnan(self.log_evidence), jnp.nan, error)
 
     @property
+    def drawn_again(self) -> bool:
+        """Whether these particles were drawn from those of a run, by `resample`."""
+        return self._error_before is not None
+
+    @property
     def independent_ancestors(self) -> bool:
         """Whether the algorithm, as it prints, draws ancestors independently of one another."""
         return "resampler='multinomial'" in self.algorithm

@@ -187,6 +187,7 @@ def test_posterior_prints_the_error_of_its_evidence_and_keeps_it_when_resampled(
     shown = f"log-evidence {float(posterior.log_evidence):.3f} ± {float(posterior.log_evidence_error):.3f}"
     assert shown in repr(posterior) and shown in posterior._repr_html_()
     drawn = posterior.resample(n=100)
+    assert drawn.drawn_again and not posterior.drawn_again
     assert float(drawn.log_evidence_error) == float(posterior.log_evidence_error)
     assert float(drawn.resample(n=100).log_evidence_error) == float(posterior.log_evidence_error)
 

@@ -43,7 +43,6 @@ from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.validation import refuse_state, require_count
 from ppl.interpret import Result
 from ppl.kernels.weights import summarize
-from ppl.lanes import take
 from ppl.posterior import Posterior
 
 __all__ = ["PaRIS", "ParisianGibbs"]
@@ -188,10 +187,12 @@ def smoothed(result: Result, functional: Functional, num_draws: int, key: Any) -
     length, num = before.shape
     own = jnp.arange(num, dtype=jnp.int32)
 
-    def rows(t, slots):
-        return {name: take(values[t], slots) for name, values in loop["sites"].items()}
+    def added(before, now, t):
+        return jax.tree.map(
+            lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), jnp.float32)), functional(before, now, t)
+        )
 
-    first = jax.vmap(lambda x: functional(x, x, jnp.int32(0)))(rows(0, own))
+    first = jax.vmap(lambda x: added(x, x, jnp.int32(0)))(future.sites(0, own))
 
     def parents_of(t, key):
         """Return `[N, M]` draws (2) for the particles of iteration t + 1."""
@@ -213,8 +214,8 @@ def smoothed(result: Result, functional: Functional, num_draws: int, key: Any) -
 
         def statistic(slot, parents):
             now = future.sites(t + 1, slot)
-            added = jax.vmap(lambda parent: functional(future.sites(t, parent), now, t + 1))(parents)
-            return jax.tree.map(lambda old, new: jnp.mean(old[parents] + new, axis=0), tau, added)
+            steps = jax.vmap(lambda parent: added(future.sites(t, parent), now, t + 1))(parents)
+            return jax.tree.map(lambda old, new: jnp.mean(old[parents] + new, axis=0), tau, steps)
 
         return jax.vmap(statistic)(own, parents), parents[:, 0]
 

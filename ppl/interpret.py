@@ -560,12 +560,12 @@ class Interpreter:
 
         def whole():
             sites = plan.continued(state["sites"], frame.retained, x["t"])
-            replayer, replay = self._replay(plan, frame, sites)
+            replayer, replay = self._replay(plan, frame, sites, keep=self.keep)
             replayer._walk(frame.block, frame.inputs, None, replay)
             _, prefix = self._replay(plan, frame, sites, stop=plan.start + x["t"] + 1)
             replayer._walk(frame.block, frame.inputs, None, prefix)
-            alive = prefix.log_weights > -jnp.inf
-            return jnp.where(alive, replay.log_weights - jnp.where(alive, prefix.log_weights, 0.0), -jnp.inf)
+            possible = (prefix.log_weights > -jnp.inf) & plan.same_future(replay, x["t"])
+            return jnp.where(possible, replay.log_weights - jnp.where(possible, prefix.log_weights, 0.0), -jnp.inf)
 
         return whole
 

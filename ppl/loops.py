@@ -130,6 +130,26 @@ class LoopPlan:
                     )
         return out
 
+    def same_future(self, replay: Frame, t) -> Any:
+        """Return, `[N]`, which particles stop in the future of iteration t when particle 0 does, and no sooner.
+
+        A future in which a loop goes on is none of a particle that has stopped, nor the other way round.
+        """
+        num, same = self.interpreter.num_particles, jnp.ones(self.interpreter.num_particles, bool)
+        starts, start = {}, 0
+        for node in self.frame.block.nodes:
+            if isinstance(node, Loop) and node.resamples:
+                starts.update(dict.fromkeys(node.body.names, start))
+                start += node.length
+        for name, (_, present) in replay.records.items():
+            if present is None or starts.get(name, -1) < self.start:
+                continue
+            counts = self.interpreter.full(replay.env[present])
+            future = starts[name] + jnp.arange(counts.shape[1]) > self.start + t
+            differs = (counts != counts[:1]) & future.reshape(-1, *(1,) * (counts.ndim - 2))
+            same &= ~jnp.any(differs.reshape(num, -1), axis=1)
+        return same
+
     def computed(self, state) -> dict[str, Any]:
         """Return what a particle holds that was computed from its sites."""
         changing = [flag for flag, same in zip(self.flags.carry, self.node.invariant, strict=True) if not same]

@@ -3,7 +3,7 @@
 | group | variables | dimensions |
 |---|---|---|
 | `posterior` | the kept sites, deterministic ones too; without any, the returned value | chain, draw, times, entries |
-| `sample_stats` | `log_weight`; `acceptance` of chains; `present.<site>` where entries are absent | chain, draw, ... |
+| `sample_stats` | `log_weight`; of chains `acceptance`; `present.<site>` where some are absent | chain, draw, ... |
 | `population` | `ess`, `resampled`, `log_evidence`, `ancestors` of each iteration, of populations | step, draw |
 | `observed_data` | what the caller hands in | entries |
 
@@ -100,8 +100,10 @@ def _draws(posterior: Posterior, chains: int) -> dict[str, Any]:
 def _statistics(posterior: Posterior, chains: int) -> dict[str, Any]:
     """Return the variables of the group `sample_stats`."""
     variables = {"log_weight": _variable("log_weight", _array(posterior.log_weights), (), chains)}
-    if posterior.num_chains and "acceptance" in posterior.diagnostics:
-        variables["acceptance"] = (("chain", "draw"), _array(posterior.diagnostics["acceptance"]))
+    if posterior.num_chains:
+        shape = chains, posterior.num_particles // chains
+        figures = {n: _array(f) for n, f in posterior.diagnostics.items() if np.shape(f) == shape}
+        variables |= {name: (("chain", "draw"), figure) for name, figure in figures.items()}
     times = _time_names(posterior)
     for site in posterior.sites:
         present = _present(posterior, site)

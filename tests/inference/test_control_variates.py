@@ -20,13 +20,6 @@ DESIGN = np.array([[1.0, 0.5], [-0.4, 1.2], [0.7, 0.3]])
 YS, NOISE = np.array([1.0, 0.2, 1.5]), 0.5
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @ppl.model
 def regression(ys):
     x = ppl.sample("x", dist.Normal(jnp.zeros(2), 1.0))

@@ -17,14 +17,6 @@ from tests.enumeration import Finite
 from tests.inference.test_state_space import SYMBOLS, hidden_markov, hidden_markov_exactly
 from tests.ppl.checks import assert_close, assert_mean_within_5_standard_errors, repeat
 
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 TRANSITION = jnp.array([[0.7, 0.3], [0.2, 0.8]])
 LOG_WEIGHTS = jnp.array([[0.0, -1.5], [-0.7, 0.4]])
 

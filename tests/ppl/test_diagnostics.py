@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppl import Posterior
 from ppl.diagnostics import ChainSummary, bulk_ess, rank_rhat, smallest_bulk_ess, summarize_chains, tail_ess
+from ppl.posterior import Outcome, Status
 
 # Made by ArviZ 0.23.4 from x = CASES[name](); ArviZ 1.3 gives the same digits, with x wrapped by its from_dict:
 #     az.rhat({"x": x}), az.ess({"x": x}, method="bulk"), az.ess({"x": x}, method="tail", prob=(0.05, 0.95))
@@ -116,3 +118,28 @@ def test_smallest_bulk_ess_is_that_of_the_slowest_entry_also_under_jit():
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), tree)
     np.testing.assert_allclose(jax.vmap(lambda t: smallest_bulk_ess(t, 4))(stacked), [expected] * 2, rtol=1e-6)
     assert np.isnan(smallest_bulk_ess({"constant": jnp.ones(20)}, 4)) and np.isnan(smallest_bulk_ess({}, 4))
+
+
+def test_posterior_of_chains_prints_how_they_mixed():
+    draws = autoregression(0.5, 2, 50)
+    posterior = Posterior(
+        value=draws.reshape(-1),
+        sites={"x": draws.reshape(-1), "grid": np.ones((100, 2))},
+        present={},
+        log_weights=jnp.full(100, -np.log(100.0)),
+        log_evidence=jnp.nan,
+        ess=jnp.float32(bulk_ess(draws)),
+        diagnostics={"acceptance": jnp.full((2, 50), 0.25)},
+        status=Status(Outcome.OK, -1),
+        guarantee="invariant",
+        num_chains=2,
+    )
+    text = repr(posterior)
+    assert f"2 chains of 50 draws   smallest bulk ESS {float(bulk_ess(draws)):.1f}   acceptance 0.250" in text
+    assert "log-evidence" not in text and np.isnan(posterior.log_evidence_error)
+    heading, _, x, grid = text.splitlines()[2:]
+    assert heading.split()[-5:] == ["R-hat", "bulk", "ESS", "tail", "ESS"]
+    figures = [f"{float(rank_rhat(draws)):.3f}", *(f"{float(f(draws)):.1f}" for f in (bulk_ess, tail_ess))]
+    assert x.split()[-3:] == figures and grid.split()[-3:] == ["nan"] * 3
+    assert "R-hat" in posterior._repr_html_()
+    assert posterior.resample(n=5).num_chains == 0

@@ -7,6 +7,7 @@
 #   make bench-text  controlled text against genlm-control and llamppl (an hour)
 #   make bench-kernels  the kernels against those of blackjax, cuthbert and particles
 #   make bench-diffusion  powers of mixtures by diffusion against loops in torch; log Z by schedule and corrector
+#   make bench-mcmc  particle Gibbs and SMC squared against particles, NUTS against NumPyro alone
 #   make clean   remove the environment and what tools left behind (not the downloaded weights)
 #
 # PYTHON=/path/to/python chooses the interpreter; otherwise the first that runs and is new enough.
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench bench-text bench-kernels bench-diffusion clean weights
+.PHONY: demo test lint bench bench-text bench-kernels bench-diffusion bench-mcmc clean weights
 
 PYTHON ?=
 VENV := .venv
@@ -46,6 +47,9 @@ bench-kernels: $(INSTALLED_KERNELS)
 
 bench-diffusion: $(INSTALLED_BENCH)
 	$(BIN) -m benchmarks.diffusion
+
+bench-mcmc: $(INSTALLED_KERNELS)
+	$(BIN) -m benchmarks.mcmc
 
 weights: $(INSTALLED)
 	@$(BIN) scripts/fetch_smollm2.py

@@ -8,8 +8,8 @@ again while the tape counts through all options visits each leaf of the tree of 
     E[f] = sum over runs of  P(run) f(run).                                                                       (2)
 
 Choices are known by their PRNG key and their odds, so that the order in which a compiled function happens to ask does
-not matter. Two choices of one key with other odds depend on each other, which is an error. Under a `jax.vmap`, where both
-sides of a branch are evaluated, that cannot be told: there they count as independent.
+not matter. Two choices of one key with other odds depend on each other, which is an error. Under a `jax.vmap`, where
+both sides of a branch are evaluated, that cannot be told: there they count as independent.
 """
 
 from __future__ import annotations

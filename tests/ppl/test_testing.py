@@ -361,7 +361,9 @@ def test_a_memory_that_is_not_kept_up_is_seen_from_the_second_step_on():
 
 def test_a_kernel_that_misses_traces_is_not_irreducible_and_they_are_named():
     narrow = MH(lambda sites: {"x": dist.Categorical(probs=jnp.array([0.5, 0.5, 0.0, 0.0])), "y": dist.Bernoulli(0.5)})
-    with pytest.raises(AssertionError, match="from {x: 0, y: 0} .* never reached: {x: 2.*smaller support than its site"):
+    with pytest.raises(
+        AssertionError, match="from {x: 0, y: 0} .* never reached: {x: 2.*smaller support than its site"
+    ):
         assert_invariant(ladder(), narrow, irreducible=True)
 
 

@@ -19,9 +19,11 @@ from ppl.inference.mcmc import MCMC as MCMC
 from ppl.inference.metropolis_hastings import MH as MH
 from ppl.inference.metropolis_hastings import Regenerate as Regenerate
 from ppl.inference.nuts import NUTS as NUTS
+from ppl.inference.parallel_tempering import ParallelTempering as ParallelTempering
 from ppl.inference.paris import PaRIS as PaRIS
 from ppl.inference.paris import ParisianGibbs as ParisianGibbs
 from ppl.inference.particle_gibbs import ParticleGibbs as ParticleGibbs
+from ppl.inference.pmmh import PMMH as PMMH
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
@@ -31,8 +33,10 @@ from ppl.inference.search import RandomSearch as RandomSearch
 from ppl.inference.search import RolloverSearch as RolloverSearch
 from ppl.inference.search import ZeroOrderSearch as ZeroOrderSearch
 from ppl.inference.smc import SMC as SMC
+from ppl.inference.smc2 import SMC2 as SMC2
 from ppl.inference.suffix import SuffixMH as SuffixMH
 from ppl.inference.superposition import SuperposedAnd as SuperposedAnd
+from ppl.inference.tempered_smc import TemperedSMC as TemperedSMC
 from ppl.inference.voting import MajorityVote as MajorityVote
 
 __all__ = [
@@ -41,7 +45,9 @@ __all__ = [
     "MCMC",
     "MH",
     "NUTS",
+    "PMMH",
     "SMC",
+    "SMC2",
     "BackwardSmoothing",
     "EntropicAnnealing",
     "FeynmanKac",
@@ -55,6 +61,7 @@ __all__ = [
     "MajorityVote",
     "Mixture",
     "NoiseOptimization",
+    "ParallelTempering",
     "PaRIS",
     "ParisianGibbs",
     "ParticleGibbs",
@@ -68,6 +75,7 @@ __all__ = [
     "Sequence",
     "SuffixMH",
     "SuperposedAnd",
+    "TemperedSMC",
     "ZeroOrderSearch",
     "sandwich",
 ]

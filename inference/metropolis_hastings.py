@@ -43,7 +43,7 @@ class MH(TraceKernel):
     proposal: Callable[[dict[str, Any]], Mapping[str, dist.Distribution]]
 
     def __post_init__(self):
-        if not callable(self.proposal):
+        if not callable(self.proposal) or isinstance(self.proposal, dist.Distribution):
             raise TypeError(
                 "`proposal` must be a function from a trace's sites to distributions by site name, got "
                 f"{self.proposal!r}."

@@ -1,10 +1,12 @@
 """Inference algorithms: interpretations of programs, swapped by one line."""
 
+from ppl.inference.adaptive_importance import AdaptiveImportanceSampling as AdaptiveImportanceSampling
 from ppl.inference.annealing import EntropicAnnealing as EntropicAnnealing
 from ppl.inference.backward_smoothing import BackwardSmoothing as BackwardSmoothing
 from ppl.inference.composition import Mixture as Mixture
 from ppl.inference.composition import Repeat as Repeat
 from ppl.inference.composition import Sequence as Sequence
+from ppl.inference.control_variates import expectations as expectations
 from ppl.inference.correctors import FeynmanKac as FeynmanKac
 from ppl.inference.correctors import KernelRatio as KernelRatio
 from ppl.inference.gibbs import Gibbs as Gibbs
@@ -37,6 +39,8 @@ from ppl.inference.smc2 import SMC2 as SMC2
 from ppl.inference.suffix import SuffixMH as SuffixMH
 from ppl.inference.superposition import SuperposedAnd as SuperposedAnd
 from ppl.inference.tempered_smc import TemperedSMC as TemperedSMC
+from ppl.inference.variance import evidence_variance as evidence_variance
+from ppl.inference.variance import expectation_error as expectation_error
 from ppl.inference.voting import MajorityVote as MajorityVote
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "PMMH",
     "SMC",
     "SMC2",
+    "AdaptiveImportanceSampling",
     "BackwardSmoothing",
     "EntropicAnnealing",
     "FeynmanKac",
@@ -77,5 +82,8 @@ __all__ = [
     "SuperposedAnd",
     "TemperedSMC",
     "ZeroOrderSearch",
+    "evidence_variance",
+    "expectation_error",
+    "expectations",
     "sandwich",
 ]

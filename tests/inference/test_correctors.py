@@ -47,13 +47,6 @@ def log_density(parameters, schedule):
     return evaluate
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 CASES = {  # powers b_i(t) and that of the reward, polynomials of t: coefficients of 1, t, t^2; churn
     "the diffusion itself": ([[1], [0], [0]], [0], 1.0),
     "the differential equation itself": ([[1], [0], [0]], [0], 0.0),

@@ -28,8 +28,12 @@ def exact(target=TARGET):
     return np.asarray(log_density(PATHS), np.float64)
 
 
-@pytest.mark.parametrize("scheme", ["multinomial", "systematic", "stratified", "residual", "ssp", "killing"])
-@pytest.mark.parametrize("threshold", [1.0, 0.97])
+SCHEMES = ["multinomial", "systematic", "stratified", "residual", "ssp", "killing"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "threshold"), [*((scheme, 1.0) for scheme in SCHEMES), ("multinomial", 0.97), ("killing", 0.97)]
+)
 def test_conditional_runs_average_to_one_over_z(scheme, threshold):
     densities = np.exp(exact())
     algorithm, runs = SMC(3, resampler=scheme, ess_threshold=threshold), 4000
@@ -42,7 +46,7 @@ def test_conditional_runs_average_to_one_over_z(scheme, threshold):
             posterior = algorithm.conditional_run(program, x[0], {"path": x[1]})
             return posterior.log_evidence, posterior.value["tokens"][0]
 
-        return jax.lax.map(one, (keys, paths))
+        return jax.lax.map(one, (keys, paths), batch_size=1000)
 
     log_evidence, kept = run(jax.random.split(jax.random.key(1), runs), PATHS[drawn])
     np.testing.assert_array_equal(kept, PATHS[drawn])  # particle 0 is the path

@@ -44,12 +44,15 @@ def test_survivors_stay_and_the_unfit_have_no_children_elsewhere(weights):
             assert abs(share - fitness[slot]) <= 5 * np.sqrt(0.25 / len(keys))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("num", [1, 2, 1000, 1 << 20])
 def test_equal_weights_give_equal_ancestors(num):
+    draw = jax.jit(birth_death)
     for level in (0.0, -1e30, 3.7):
-        assert np.array_equal(birth_death(jax.random.key(3), jnp.full(num, level)), np.arange(num))
+        assert np.array_equal(draw(jax.random.key(3), jnp.full(num, level)), np.arange(num))
 
 
+@pytest.mark.optimized
 def test_a_million_particles_against_float64():
     rng = np.random.default_rng(0)
     log_weights = rng.normal(size=1 << 20).astype(np.float32)
@@ -66,8 +69,9 @@ def test_a_million_particles_against_float64():
 
 def test_the_dead_never_have_children():
     log_weights = jnp.asarray([-jnp.inf, jnp.nan, 0.0, -80.0, -jnp.inf])
+    draw = jax.jit(birth_death)
     for seed in range(50):
-        ancestors = np.asarray(birth_death(jax.random.key(seed), log_weights))
+        ancestors = np.asarray(draw(jax.random.key(seed), log_weights))
         assert set(ancestors) <= {2, 3}
     assert np.array_equal(birth_death(jax.random.key(0), jnp.full(3, -jnp.inf)), np.arange(3))
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import ppl
-from ppl import runners
 from ppl.inference import SMC, FeynmanKac
 from ppl.models import Diffusion, GaussianMixture, RectifiedFlow, VarianceExploding, VariancePreserving
 
@@ -22,13 +21,6 @@ SCHEDULES = {
 }
 ALLOWANCE = 0.10
 MULTINOMIAL = {"resampler": "multinomial", "ess_threshold": 0.7}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forget_compiled_programs():
-    yield
-    runners.clear_cache()
-    jax.clear_caches()
 
 
 def log_evidences(target, algorithm, num_runs, seed=0):
@@ -48,10 +40,9 @@ class Quadratic:
 
     def times_normal(self, row, offset, variance, power):
         """Multiply by N(row z + offset; 0, variance)^power; `row` is {index: coefficient}."""
-        a = np.zeros(len(self.linear))
-        a[list(row)] = list(row.values())
-        self.precision += power * np.outer(a, a) / variance
-        self.linear -= power * a * offset / variance
+        places, a = list(row), np.array(list(row.values()))
+        self.precision[np.ix_(places, places)] += power * np.outer(a, a) / variance
+        self.linear[places] -= power * a * offset / variance
         self.constant -= power * 0.5 * (math.log(2 * math.pi * variance) + offset**2 / variance)
 
     def mean(self):
@@ -271,9 +262,7 @@ def assert_evidence(found, exact, label, allowance=ALLOWANCE):
 @pytest.mark.parametrize(
     "case, size, schedule",
     [
-        ("annealed 0.6", 1, "exploding"),
         ("annealed 2", 1, "flow"),
-        ("product", 1, "linear"),
         ("guided", 1, "exploding"),
         ("tilted", 1, "flow"),
         ("annealed 0.6", 2, "linear"),
@@ -290,6 +279,7 @@ def test_log_evidence_of_mixtures_is_that_of_quadrature(case, size, schedule):
     assert_evidence(found, exact, f"{case}, {size}-D, {schedule}")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", ["annealed 2", "guided"])
 def test_log_evidence_by_feynman_kac_is_that_of_quadrature(case):
     """Its bias falls with the steps: 400 of them, and twice the allowance."""
@@ -298,6 +288,7 @@ def test_log_evidence_by_feynman_kac_is_that_of_quadrature(case):
     assert_evidence(found, exact, f"{case} by Feynman-Kac", 2 * ALLOWANCE)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("variance", ["posterior", "noising"])
 def test_bias_of_other_variances_falls_with_the_steps(variance):
     biases, errors = [], []
@@ -326,6 +317,7 @@ def test_log_evidence_of_a_tilt_in_16_dimensions():
     assert_evidence(log_evidences(target, SMC(2000), 6), exact, "tilted, 16-D")
 
 
+@pytest.mark.optimized
 def test_log_evidence_of_guidance_by_a_class_in_16_dimensions():
     """The integral of p^-1.5 q^2.5 is the mean of (q/p)^1.5 under q, which is bounded: a million draws tell it."""
     half = (SIXTEEN[0][:2], 0.5, np.array([4 / 7, 3 / 7]))
@@ -339,6 +331,7 @@ def test_log_evidence_of_guidance_by_a_class_in_16_dimensions():
     assert_evidence(log_evidences(ppl.guide(p, q, weight=2.5), SMC(2000), 6), exact, "guided, 16-D")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("power", [0.6, 2.0])
 def test_log_evidence_of_an_annealed_gaussian_in_16_dimensions(power):
     """To the power 2 the noisy levels should have less: at the noise end their own power, a half of it here.

@@ -1,5 +1,6 @@
 """Law L2, by enumerating all randomness of importance sampling and SMC on tiny programs."""
 
+import functools
 import itertools
 
 import jax
@@ -132,6 +133,12 @@ def exact_integrals(program, tests):
     return [float(np.sum((weights * np.asarray(jax.vmap(f)(returned), np.float64))[first])) for f in tests]
 
 
+@functools.cache
+def integrals(name):
+    """The exact integrals of the tests below, once for all algorithms."""
+    return exact_integrals(PROGRAMS[name][0], TESTS)
+
+
 TESTS = [
     lambda v: jnp.float32(1.0),
     lambda v: v["bias"].astype(float),
@@ -154,11 +161,13 @@ LOOKING_AHEAD = {
     ),
 }
 CASES = [(program, algorithm) for program in PROGRAMS for algorithm in ALGORITHMS]
+CASES.remove(("nested loops", "every step, multinomial"))  # 4096 runs; the adaptive one says the same of fewer
 CASES += [(program, algorithm) for program in ("hidden markov", "with forbidden values") for algorithm in LOOKING_AHEAD]
 
 
 @pytest.mark.parametrize("program, algorithm", CASES)
 def test_population_is_properly_weighted_in_every_run_it_could_make(program, algorithm):
+    exact = integrals(program)
     program, algorithm = PROGRAMS[program][0], (ALGORITHMS | LOOKING_AHEAD)[algorithm]
 
     @jax.jit
@@ -173,4 +182,4 @@ def test_population_is_properly_weighted_in_every_run_it_could_make(program, alg
         if np.isfinite(log_evidence):
             expected += probability * np.exp(float(log_evidence)) * estimates
     assert total == pytest.approx(1.0, abs=1e-9)
-    np.testing.assert_allclose(expected, exact_integrals(program, TESTS), rtol=2e-6, atol=2e-7)
+    np.testing.assert_allclose(expected, exact, rtol=2e-6, atol=2e-7)

@@ -59,6 +59,7 @@ from ppl.program import Staged, kept_sites
 __all__ = ["SMC2"]
 
 _ROWS = 128  # particles whose values are computed at once
+_SIDE_BY_SIDE = 16_384  # particles of populations that run at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +246,7 @@ class _Population:
             log_law = jax.vmap(self.prior.log_density)(sites)
         # Where the law is 0 the run has no evidence, whatever is taken out of it.
         log_proposal = jnp.where(jnp.isneginf(log_law), 0.0, log_law - result.log_weights)
-        runs = jax.lax.map(lambda xs: self.estimated(*xs), (jax.random.split(run_key, self.num), points))
+        runs = self.each(lambda xs: self.estimated(*xs), (jax.random.split(run_key, self.num), points))
         return runs, log_proposal
 
     def estimated(self, key, point) -> _Particle:
@@ -272,8 +273,14 @@ class _Population:
             particle, rates = jax.lax.scan(one, particle, jax.random.split(key, self.settings.num_moves))
             return particle, jnp.mean(rates)
 
-        particles, rates = jax.lax.map(chain, (jax.random.split(key, self.num), particles))
+        particles, rates = self.each(chain, (jax.random.split(key, self.num), particles))
         return particles, jnp.mean(rates)
+
+    def each(self, function: Callable, xs):
+        """Apply a function to each of M, as many side by side as there is room for."""
+        room = max(_SIDE_BY_SIDE // self.smc.num_particles, 1)
+        batch = max(size for size in range(1, min(room, self.num) + 1) if self.num % size == 0)
+        return jax.lax.map(function, xs, batch_size=None if batch == 1 else batch)
 
     def covariance(self, points: dict[str, Any], log_weights) -> Any:
         """Return S of `ppl.inference.parameter_walk`; None where no walk is made."""

@@ -37,6 +37,7 @@ from ppl import progress as progress_bar
 from ppl.draws import as_key
 from ppl.guarantees import weakest
 from ppl.inference.importance import ImportanceSampling
+from ppl.inference.parallel_tempering import only_in_chains
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
 from ppl.inference.trace_kernel import TraceKernel
@@ -89,7 +90,7 @@ class TemperedSMC:
             require_count(name, getattr(self, name))
         if not isinstance(self.kernel, TraceKernel):
             raise TypeError(f"`kernel` must be a kernel on traces, such as HMC(0.1) or MH(..), got {self.kernel!r}.")
-        if getattr(self.kernel, "only_in_chains", False):
+        if only_in_chains(self.kernel):
             raise ValueError(
                 f"`kernel` {self.kernel!r} carries replicas along, which particles cannot: give its own kernel."
             )

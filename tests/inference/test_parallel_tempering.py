@@ -10,10 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 import ppl
-from ppl.inference import MCMC, MH, ParallelTempering, Regenerate, TemperedSMC
+from ppl.inference import MCMC, MH, ParallelTempering, Regenerate, Sequence, TemperedSMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.traces import TraceSpace
-from ppl.testing import enumerate_runs, enumerating
+from ppl.testing import assert_invariant, enumerate_runs
 from tests.ppl.checks import assert_equal, assert_mean_within_5_standard_errors
 
 WEIGHTS = np.array([0.7, -0.4, -1.1])
@@ -143,5 +143,9 @@ def test_refusals_name_what_is_wrong():
         ppl.infer(two_modes(), MCMC(ParallelTempering(WALK, (1.0, 2.0), sites="nothing"), 1))
     with pytest.raises(ValueError, match="carries replicas along"):
         TemperedSMC(8, ParallelTempering(WALK, (1.0, 2.0)))
-    with enumerating(), pytest.raises(ppl.errors.SiteTypeError, match="cannot be enumerated"):
-        two_modes().stage()
+        TemperedSMC(8, Sequence(WALK, ParallelTempering(WALK, (1.0, 2.0))))
+
+
+def test_replicas_that_start_as_copies_leave_the_measure_as_it_is_only_in_the_long_run():
+    with pytest.raises(AssertionError, match="does not leave the posterior"):
+        assert_invariant(three(), ParallelTempering(Regenerate(), (1.0, 2.5)))

@@ -91,8 +91,7 @@ def test_statements_are_chosen_by_name_prefix_or_function():
         scored(space_of(free()), None)
 
 
-@pytest.mark.parametrize("waste_free", [False, True])
-@pytest.mark.parametrize("weights", [(0.4, -0.5), (-jnp.inf, -0.5)])
+@pytest.mark.parametrize("weights, waste_free", [((0.4, -0.5), True), ((0.4, -0.5), False), ((-jnp.inf, -0.5), False)])
 def test_fixed_temperatures_are_properly_weighted(weights, waste_free):
     algorithm = TemperedSMC(2, Regenerate(), temperatures=(2.0, 1.0), waste_free=waste_free)
     assert_properly_weighted(bit(weights), algorithm)

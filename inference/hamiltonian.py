@@ -85,9 +85,9 @@ class HMC(TraceKernel):
     It moves continuous sites of a program's traces, and what a diffusion target has at its noise levels.
 
     Attributes:
-        step_size: e, in units of the scale of what is moved; at a noise level that is its sigma, on traces 1 in units
-            of z, the sites unconstrained. None chooses one: on traces in warm-up, together with a mass matrix; at
-            noise levels see `ppl.inference.level_moves`.
+        step_size: e, in units of the scale of what is moved: at a noise level its sigma, on traces that of z, the sites
+            unconstrained, with the identity as mass matrix. None chooses one: on traces in warm-up, and a mass matrix
+            with it; at noise levels see `ppl.inference.level_moves`.
         num_leapfrog: how many leapfrog steps between momenta.
         num_steps: how many times a momentum is drawn, each accepted or refused for each particle alone.
         sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.

@@ -79,8 +79,8 @@ class Langevin(TraceKernel):
     `acceptance` says how often (3) would have accepted: how far the steps are from leaving the posterior as it is.
 
     Attributes:
-        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2, on traces 1
-            in units of z, the sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
+        step_size: h, in units of the squared scale of what is moved: at a noise level its sigma^2, on traces z^2, the
+            sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
             `ppl.inference.level_moves`.
         num_steps: how many steps a move has.
         sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
@@ -137,8 +137,8 @@ class MALA(TraceKernel):
     It moves continuous sites of a program's traces, and what a diffusion target has at its noise levels.
 
     Attributes:
-        step_size: h, in units of the squared scale of what is moved; at a noise level that is its sigma^2, on traces 1
-            in units of z, the sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
+        step_size: h, in units of the squared scale of what is moved: at a noise level its sigma^2, on traces z^2, the
+            sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
             `ppl.inference.level_moves`.
         num_steps: how many steps a move has, each accepted or refused for each particle alone.
         sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
@@ -213,7 +213,8 @@ class _LangevinMoves(Moves):
         start = 0.5 * self.target.size ** (-1 / 3) if size is None else size
         present, point = self.place(sites)
         averaging = dual_averaging()[0](jnp.log(10.0 * start))
-        memory = _Memory(jnp.int32(0), point, present, jnp.log(jnp.float32(start)), averaging, num_warmup)
+        log_start = jnp.log(jnp.asarray(start, jnp.result_type(float)))
+        memory = _Memory(jnp.int32(0), point, present, log_start, averaging, num_warmup)
         return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), memory)
 
     def refresh(self, key, sites, memory):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import chance
+from ppl.display import brief
 from ppl.inference.genealogy import backward_line, require_one_step
 from ppl.inference.population import run_population
 from ppl.inference.smc import SMC
@@ -79,7 +80,7 @@ class _Lines:
     keep: frozenset[str]
 
     def __repr__(self) -> str:
-        return repr(self.algorithm)
+        return brief(self.algorithm)
 
     def watch(self, space: TraceSpace, result: Result, key: Any) -> dict[str, Any]:
         num = self.algorithm.num_traces or self.algorithm.smc.num_particles

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from ppl import progress as progress_bar
 from ppl import runners
 from ppl.diagnostics import smallest_bulk_ess
+from ppl.display import brief
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.trace_kernel import Moves, TraceKernel
@@ -90,6 +91,9 @@ class MCMC:
             require_count("num_warmup", self.num_warmup)
         if self.num_starts is not None:
             require_count("num_starts", self.num_starts)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def guarantee(self) -> str:

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import chance
+from ppl.display import brief
 from ppl.inference.genealogy import Future, require_one_step
 from ppl.inference.particle_gibbs import ConditionalSMC, changed, require_conditional
 from ppl.inference.population import run_population
@@ -69,6 +70,9 @@ class PaRIS:
         if not isinstance(self.smc, SMC):
             raise TypeError(f"`smc` must be an SMC(..), got {self.smc!r}.")
         _require_functional(self.functional, self.num_draws)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def guarantee(self) -> str:

@@ -93,7 +93,7 @@ class SMC:
     lookahead: Lookahead | None = None
     corrector: str | KernelRatio | FeynmanKac = "auto"
     _active: tuple[float, float] | None = dataclasses.field(default=None, repr=False, kw_only=True)
-    _moves_levels: bool = dataclasses.field(default=False, repr=False, kw_only=True)
+    _moves_levels: bool | None = dataclasses.field(default=None, repr=False, kw_only=True)  # None: not known yet
 
     def __post_init__(self):
         require_count("num_particles", self.num_particles)
@@ -134,14 +134,15 @@ class SMC:
         if self.annealing is not None and not self.annealing.exact:
             promised.append("heuristic")
         if self.rejuvenation is not None:
-            exact = not self._moves_levels and self.rejuvenation.guarantee == "invariant"
+            may_move_levels = isinstance(self.rejuvenation, Langevin | MALA | HMC) and self._moves_levels is not False
+            exact = not may_move_levels and self.rejuvenation.guarantee == "invariant"
             promised.append("unbiased" if exact else "discretised")
         return weakest(*promised)
 
     @property
     def needs_gradient(self) -> bool:
         """Whether densities are differentiated."""
-        return not self._moves_levels and getattr(self.rejuvenation, "needs_gradient", False)
+        return self._moves_levels is not True and getattr(self.rejuvenation, "needs_gradient", False)
 
     @property
     def _corrector(self) -> KernelRatio | FeynmanKac | Uncorrected:
@@ -173,7 +174,7 @@ class SMC:
                 )
             if self.corrector != "auto":
                 raise TypeError(f"`corrector` is for processes and targets; {program!r} is neither.")
-            return program, self
+            return program, dataclasses.replace(self, _moves_levels=False)
         moves_levels = isinstance(self.rejuvenation, Langevin | MALA | HMC) and isinstance(
             getattr(target, "process", target), Levelled
         )
@@ -183,9 +184,9 @@ class SMC:
         changed = self._corrector.apply(changed)
         settings = getattr(changed.corrector, "settings", None)  # as they are for this target, its guarantee too
         algorithm = self if settings is None else dataclasses.replace(self, corrector=settings)
+        algorithm = dataclasses.replace(algorithm, _moves_levels=moves_levels)
         if moves_levels:
             changed = add_level_moves(self.rejuvenation, changed, self.rejuvenate_every)
-            algorithm = dataclasses.replace(algorithm, _moves_levels=True)
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:
             algorithm = dataclasses.replace(algorithm, ess_threshold=1.0)
         if getattr(self._corrector, "active", None) is not None:

@@ -41,6 +41,7 @@ class Gibbs(TraceKernel):
     sites: Selector = None
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "sites", as_selector(self.sites))
 
     def bind(self, space: TraceSpace) -> Moves:

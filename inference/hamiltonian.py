@@ -104,6 +104,7 @@ class HMC(TraceKernel):
     guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
+        super().__post_init__()
         require_step_size(self.step_size)
         require_count("num_leapfrog", self.num_leapfrog)
         require_count("num_steps", self.num_steps)

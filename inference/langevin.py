@@ -96,6 +96,7 @@ class Langevin(TraceKernel):
     guarantee: ClassVar[str] = "discretised"
 
     def __post_init__(self):
+        super().__post_init__()
         require_step_size(self.step_size)
         require_count("num_steps", self.num_steps)
         require_unit_interval("target_accept", self.target_accept)
@@ -154,6 +155,7 @@ class MALA(TraceKernel):
     guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
+        super().__post_init__()
         require_step_size(self.step_size)
         require_count("num_steps", self.num_steps)
         require_unit_interval("target_accept", self.target_accept)

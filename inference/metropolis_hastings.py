@@ -43,6 +43,7 @@ class MH(TraceKernel):
     proposal: Callable[[dict[str, Any]], Mapping[str, dist.Distribution]]
 
     def __post_init__(self):
+        super().__post_init__()
         if not callable(self.proposal) or isinstance(self.proposal, dist.Distribution):
             raise TypeError(
                 "`proposal` must be a function from a trace's sites to distributions by site name, got "

@@ -42,6 +42,7 @@ class NUTS(TraceKernel):
     needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "sites", as_selector(self.sites))
         require_step_size(self.step_size)
         require_count("max_tree_depth", self.max_tree_depth)

@@ -35,7 +35,7 @@ from ppl.inference.tempering import each_number, scored, split_log_density, temp
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.traces import Selector, TraceSpace
 
-__all__ = ["ParallelTempering", "Replicas", "only_in_chains"]
+__all__ = ["ParallelTempering", "Replicas"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ParallelTempering(TraceKernel):
     only_in_chains: ClassVar[bool] = True
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.kernel, TraceKernel):
             raise TypeError(f"`kernel` must be a kernel on traces, such as NUTS() or MH(..), got {self.kernel!r}.")
         temperatures = each_number("temperatures", self.temperatures)
@@ -93,12 +94,6 @@ class ParallelTempering(TraceKernel):
             SiteValueError: the program has no observations or factors, or none of these names.
         """
         return _Replicated(self, space)
-
-
-def only_in_chains(kernel: Any) -> bool:
-    """Whether a kernel, or a part of it, leaves the measure as it is only together with what a chain carries along."""
-    parts = getattr(kernel, "kernels", ())
-    return getattr(kernel, "only_in_chains", False) or any(map(only_in_chains, parts))
 
 
 class Replicas(NamedTuple):

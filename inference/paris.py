@@ -112,6 +112,7 @@ class ParisianGibbs(TraceKernel):
     sites: Selector = None
 
     def __post_init__(self):
+        super().__post_init__()
         require_conditional(self.smc)
         _require_functional(self.functional, self.num_draws)
 

@@ -55,6 +55,7 @@ class ParticleGibbs(TraceKernel):
     backward_sampling: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         require_conditional(self.smc)
         if self.ancestor_sampling and self.backward_sampling:
             raise ValueError("`ancestor_sampling` and `backward_sampling` do the same by two ways: choose one.")

@@ -38,7 +38,7 @@ from jax.flatten_util import ravel_pytree
 from ppl import chance
 from ppl.inference.genealogy import traced_line
 from ppl.inference.metropolis_hastings import acceptance
-from ppl.inference.parameter_walk import Learned, Walk, check_scale, frozen_selector, proposing
+from ppl.inference.parameter_walk import Learned, Walk, check_scale, proposing
 from ppl.inference.particle_gibbs import require_conditional
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
@@ -71,9 +71,9 @@ class PMMH(TraceKernel):
     scale: float | tuple[float, ...] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         require_conditional(self.smc)
         check_scale(self)
-        frozen_selector(self, "parameters")
 
     def prepare(self, program: Any) -> Program:
         """Return the program with the twist of `smc` in it.

@@ -41,7 +41,7 @@ from ppl.inference.langevin import MALA, Langevin
 from ppl.inference.level_moves import Levelled, add_level_moves
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
-from ppl.inference.trace_kernel import TraceKernel
+from ppl.inference.trace_kernel import TraceKernel, only_in_chains
 from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.interpret import Rejuvenation, Selected, Weighing
@@ -104,6 +104,11 @@ class SMC:
             raise TypeError(
                 "`rejuvenation` must be a kernel such as MH(..), SuffixMH() or Langevin(0.1), got "
                 f"{self.rejuvenation!r}."
+            )
+        if only_in_chains(self.rejuvenation):
+            raise ValueError(
+                f"`rejuvenation` {self.rejuvenation!r} leaves the measure as it is only together with the replicas that a "
+                "chain carries along: run it under MCMC."
             )
         if isinstance(self.rejuvenate_every, str) or callable(self.rejuvenate_every):
             raise TypeError(

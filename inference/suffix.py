@@ -58,6 +58,7 @@ class SuffixMH(TraceKernel):
     block: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.block is not None:
             require_count("block", self.block)
 

@@ -37,10 +37,9 @@ from ppl import progress as progress_bar
 from ppl.draws import as_key
 from ppl.guarantees import weakest
 from ppl.inference.importance import ImportanceSampling
-from ppl.inference.parallel_tempering import only_in_chains
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
-from ppl.inference.trace_kernel import TraceKernel
+from ppl.inference.trace_kernel import TraceKernel, only_in_chains
 from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.validation import refuse_state, require_count
 from ppl.kernels import annealing, resampling

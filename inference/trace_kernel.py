@@ -10,11 +10,12 @@ space of a program's traces it gives the `Moves` that chains and populations mak
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 from ppl.inference.traces import TraceSpace
 
-__all__ = ["Moves", "TraceKernel"]
+__all__ = ["Moves", "TraceKernel", "only_in_chains"]
 
 
 class Moves:
@@ -50,11 +51,29 @@ class Moves:
         return memory
 
 
+def only_in_chains(kernel: Any) -> bool:
+    """Whether a kernel, or a part of it, leaves the measure as it is only together with what a chain carries along."""
+    parts = getattr(kernel, "kernels", ())
+    return getattr(kernel, "only_in_chains", False) or any(map(only_in_chains, parts))
+
+
 class TraceKernel:
-    """A kernel on traces. Subclasses are frozen dataclasses."""
+    """A kernel on traces. Subclasses are frozen dataclasses, hashable: a list among their settings becomes a tuple.
+
+    Attributes:
+        guarantee: "invariant", or less.
+        needs_gradient: whether densities are differentiated.
+        only_in_chains: see the function of that name.
+    """
 
     guarantee: ClassVar[str] = "invariant"
     needs_gradient: ClassVar[bool] = False
+    only_in_chains: ClassVar[bool] = False
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
 
     def prepare(self, program: Any) -> Any:
         """Return the program that chains run: the same measure on traces, as this kernel's parts want it."""

@@ -1,6 +1,5 @@
 """Suffixes drawn anew: exact transition matrices, lengths that change, prefixes, and where runs begin."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -9,7 +8,6 @@ import pytest
 import ppl
 from ppl.errors import SiteTypeError
 from ppl.inference import MCMC, SMC, Repeat, SuffixMH
-from ppl.inference.traces import TraceSpace
 from ppl.models import MarkovChain
 from ppl.testing import assert_invariant, assert_properly_weighted, transition_matrix
 
@@ -85,21 +83,19 @@ def short():
 
 
 CHAIN = MarkovChain(LOGITS, ROWS, 3)
-TARGETS = {
-    "product": (CHAIN * MarkovChain(LOGITS[::-1], OTHER, 3)).tilt(lambda v: 0.5 * jnp.sum(v["tokens"])),
-    "twisted": (CHAIN**1.5).tilt(lambda v: 1.0 * v["tokens"][2], twist=lambda s: 0.3 * s["tokens"][0]),
-    "by steps": (CHAIN**2.0).by_steps(1, max_steps=2, step_tokens=2),
-}
+REWARDED = (CHAIN * MarkovChain(LOGITS[::-1], OTHER, 3)).tilt(
+    lambda v: 0.5 * jnp.sum(v["tokens"]), twist=lambda s: 0.3 * s["tokens"][0]
+)
+TARGETS = {"product": REWARDED, "by steps": (CHAIN**2.0).by_steps(1, max_steps=2, step_tokens=2)}
 
 
 def test_lengths_that_change_leave_the_posterior_as_it_is():
     assert_invariant(stops(), SuffixMH())
 
 
-@pytest.mark.parametrize("block", [None, 2])
-def test_every_suffix_is_reached(block):
-    program = ppl.condition(stops(block is None), {"start": jnp.int32(1)})
-    assert_invariant(program, SuffixMH(block), irreducible=True)
+def test_every_suffix_is_reached_by_blocks():
+    program = ppl.condition(stops(False), {"start": jnp.int32(1)})
+    assert_invariant(program, SuffixMH(block=2), irreducible=True)
 
 
 def test_two_loops_are_one_suffix():
@@ -149,32 +145,6 @@ def test_prefixes_keep_weights_proper():
 def test_prefixes_that_end_in_a_second_loop_keep_weights_proper():
     program = ppl.condition(two_loops(), {"middle": jnp.int32(1)})
     assert_properly_weighted(program, SMC(num_particles=1, rejuvenation=SuffixMH(), rejuvenate_every=5))
-
-
-def test_what_is_remembered_is_what_a_new_run_finds():
-    """A step begins where the traces part; its memory is that of a run from the start."""
-    program = (MarkovChain(LOGITS, ROWS, 6) ** 1.5).tilt(
-        lambda v: jnp.sum(v["tokens"]), twist=lambda s: 0.2 * s["tokens"][0]
-    )
-    staged = program.program().stage(keep_rules=False)
-    moves = SuffixMH().bind(TraceSpace(staged))
-
-    @jax.jit
-    @jax.vmap
-    def run(key):
-        first, *keys = jax.random.split(key, 16)
-        sites, _ = moves.space.simulate(first)
-
-        def step(state, key):
-            after = moves.step(key, *state)[:2]
-            return after, jnp.any(after[0]["path"] != state[0]["path"])
-
-        (sites, memory), moved = jax.lax.scan(step, (sites, moves.init(first, sites, 0)), jnp.stack(keys))
-        return memory, moves.refresh(first, sites, memory), moved
-
-    kept, found, moved = run(jax.random.split(jax.random.key(0), 16))
-    assert moved.sum() > 16
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), kept, found)
 
 
 def test_chains_follow_a_law_of_many_lengths():

@@ -17,7 +17,6 @@ for (2); with resampling by need, Chopin and Papaspiliopoulos (2020), section 12
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax

@@ -1,6 +1,6 @@
 """Smoothing of additive functionals: PaRIS, and the Parisian particle Gibbs sampler.
 
-Of a program whose next state is a function of an iteration's sites, with iterations t = 0..T-1, an additive functional is
+An additive functional of a program whose next state is a function of an iteration's sites, t = 0..T-1, is
 
     H(x) = sum_t h(x_(t-1), x_t, t),     h(x_0, x_0, 0) at t = 0                                                   (1)
 

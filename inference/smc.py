@@ -107,8 +107,8 @@ class SMC:
             )
         if only_in_chains(self.rejuvenation):
             raise ValueError(
-                f"`rejuvenation` {self.rejuvenation!r} leaves the measure as it is only together with the replicas that a "
-                "chain carries along: run it under MCMC."
+                f"`rejuvenation` {self.rejuvenation!r} leaves the measure as it is only together with the replicas "
+                "that a chain carries along: run it under MCMC."
             )
         if isinstance(self.rejuvenate_every, str) or callable(self.rejuvenate_every):
             raise TypeError(

@@ -501,7 +501,10 @@ class Interpreter:
         def running(loop_state):
             state, _ = loop_state
             going_on = state["step"] < last
-            return going_on if node.until is None else going_on & ~jnp.all(state["done"])
+            if node.until is None:
+                return going_on
+            # Where nothing is resampled, iterations of the frozen change nothing: runs side by side end together.
+            return going_on & ~(jnp.all if plan.moves else _all_of_all)(state["done"])
 
         def step(loop_state):
             state, stacks = loop_state
@@ -707,6 +710,18 @@ class Interpreter:
         replay = replayer._frame(given, frame.block, frame.inputs)
         replay.stop = stop
         return replayer, replay
+
+
+@jax.custom_batching.custom_vmap
+def _all_of_all(flags):
+    """Return whether all flags are set; under `jax.vmap` those of all lanes, so that a loop has one predicate."""
+    return jnp.all(flags)
+
+
+@_all_of_all.def_vmap
+def _all_of_all_lanes(axis_size, in_batched, flags):
+    del axis_size, in_batched
+    return _all_of_all(flags), False
 
 
 def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:

@@ -1,6 +1,6 @@
-"""Where a site's values may lie: NumPyro's constraint, its bounds split into what staging knows and what a run computes.
+"""Where a site's values may lie: NumPyro's constraint, its bounds split into what is known and what a run computes.
 
-A support's bounds may depend on arguments or on other sites (`dist.Uniform(0.0, width)`): these are operands of the draw.
+Bounds may depend on arguments or on other sites, as in `dist.Uniform(0.0, width)`: these are operands of the draw.
 For a support S of numbers the map from R^d onto S and its inverse (`numpyro.distributions.biject_to`) give
 
     p_z(z) = p(T(z)) |det dT/dz|                                                                   (1)

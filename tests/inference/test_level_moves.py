@@ -112,6 +112,7 @@ def test_energies_move_as_mixtures_do():
 # What Langevin gives: modes are found again, at a bias that falls with the number of steps.
 
 
+@pytest.mark.optimized
 def test_langevin_finds_modes_at_little_cost_in_log_z():
     means = np.random.default_rng(0).uniform(-3, 3, (6, 2))
     data = GaussianMixture(means, 0.45)

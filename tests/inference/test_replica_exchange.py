@@ -150,6 +150,7 @@ GRID = np.linspace(-25, 25, 2001)
 FINE = np.linspace(-6, 6, 2401)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("power", "num_steps", "slope"), [(0.5, 3, 0.0), (1.3, 4, 0.7)])
 def test_paths_have_the_measure_on_paths_however_few_the_steps(power, num_steps, slope):
     process = MIXTURE.diffuse(EXPLODING).reverse(num_steps=num_steps)
@@ -162,6 +163,7 @@ def test_paths_have_the_measure_on_paths_however_few_the_steps(power, num_steps,
     assert_moments(posterior.value[:, 0].reshape(16, -1), GRID, exact)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("exploration", [None, MALA(0.3)])
 def test_levels_have_the_power_of_the_last_density_however_few_the_steps(exploration):
     process = MIXTURE.diffuse(EXPLODING).reverse(num_steps=3)
@@ -178,6 +180,7 @@ def test_levels_and_paths_differ_where_steps_are_few():
     assert abs((level / level.sum() - path_marginal(process, 0.5, GRID)) @ GRID**2) > 0.1
 
 
+@pytest.mark.optimized
 def test_a_model_without_densities_is_exchanged_by_kernels():
     known = GAUSSIAN.diffuse(VarianceExploding(0.05, 5.0))
     model = Diffusion(

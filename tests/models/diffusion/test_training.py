@@ -143,6 +143,7 @@ def learned():
     return train(model, data, labels=labels, steps=4000, batch_size=128, drop_label=0.5, learning_rate=1e-2)
 
 
+@pytest.mark.optimized
 def test_the_loss_falls_to_near_the_bayes_error(learned):
     """Half of the labels are dropped: with a label the least loss is 0, without it that of the exact denoiser."""
     t = np.linspace(float(VariancePreserving().time(np.log(0.01 * POINT))), 1.0, 4001)
@@ -178,6 +179,7 @@ def test_with_a_label_the_network_knows_the_point_and_says_so(learned):
     assert np.all(np.diff(ratios) > 0) and np.max(errors) < 0.03 * POINT**2
 
 
+@pytest.mark.optimized
 def test_a_convolutional_network_learns_the_same():
     data, labels = two_points(256, 4)
     network = ConvolutionalDenoiser((2, 2), num_classes=2, channels=(16,))

@@ -43,8 +43,16 @@ def test_the_mask_of_the_vocabulary_is_never_drawn():
     assert np.isneginf(model.log_probs(jnp.zeros(4, jnp.int32))[:, 2]).all()
 
 
-@pytest.mark.parametrize("schedule, size", [("linear", 3), ("cosine", None)])
-@pytest.mark.parametrize("policy", [Random(), Random(fixed=True), LeftToRight(), MostConfident(0.3)])
+@pytest.mark.parametrize(
+    "policy, schedule, size",
+    [
+        (Random(), "linear", 3),
+        (Random(fixed=True), "cosine", None),
+        (LeftToRight(), "linear", 3),
+        (LeftToRight(), "cosine", None),
+        (MostConfident(0.3), "cosine", None),
+    ],
+)
 def test_every_schedule_ends_without_masks(policy, schedule, size):
     model = MaskedDiffusion(flat, 7, 5)
     chosen = policy if size is None else policy.blocks(size)

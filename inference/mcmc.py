@@ -28,6 +28,7 @@ from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import require_count
+from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
 from ppl.posterior import Outcome, Posterior, Status
 from ppl.program import Program, Staged, as_program, kept_sites
@@ -140,6 +141,8 @@ class MCMC:
 
     def _runner(self, num_starts: int, keep: frozenset[str], show: bool):
         def run(staged: Staged, inputs, given, key, state: ChainState | None = None) -> Posterior:
+            block, inputs = evaluate_fixed(staged.block, inputs)  # once, not in every step
+            staged = dataclasses.replace(staged, block=block)
             space = TraceSpace(staged, inputs, given, differentiable=self.kernel.needs_gradient)
             moves = self.kernel.bind(space)
             each = jax.lax.map if moves.sequential else _side_by_side

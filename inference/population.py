@@ -14,6 +14,7 @@ from ppl import runners
 from ppl.guarantees import weakest
 from ppl.inference.traces import TraceSpace
 from ppl.interpret import Interpreter, Result, Selection, Weighing
+from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
@@ -122,6 +123,8 @@ def _runner(
         selection = algorithm.selection() if retained is None else algorithm.conditional_selection()
         interpreter = Interpreter(num, selection, keep=keep, progress=progress)
         if getattr(algorithm, "rejuvenation", None) is not None:
+            block, inputs = evaluate_fixed(staged.block, inputs)  # once, not in every replay
+            staged = dataclasses.replace(staged, block=block)
             space = TraceSpace(staged, inputs, given, differentiable=algorithm.needs_gradient)
             moves = algorithm.rejuvenation_on(space)
             if moves is not None:

@@ -40,7 +40,11 @@ class LoopCarry(Protocol):
         """Return the node for use after the loop; `outer` is the node that entered it."""
 
     def scratch(self) -> Any:
-        """Return the node with a bool for each leaf: whether it may hold anything once the particle is frozen."""
+        """Return the node with a bool for each leaf: whether it may hold anything once the particle is frozen.
+
+        What later iterations wrote there is read by none that began before them: a run may begin anew in the middle of
+        the loop with such a leaf as it stands at the end.
+        """
 
 
 def scan(

@@ -41,6 +41,7 @@ __all__ = [
     "Record",
     "Score",
     "Stretch",
+    "evaluate_fixed",
     "flatten",
     "open_jaxpr",
 ]
@@ -295,6 +296,33 @@ def _stretch(nodes: tuple[Apply, ...], needed: set[int]) -> Stretch:
 
 def _is_effect(node: Apply) -> bool:
     return "callback" in node.primitive.name or node.primitive.name.startswith("debug_")
+
+
+def evaluate_fixed(block: Block, inputs: list[Any]) -> tuple[Block, list[Any]]:
+    """Evaluate what a program computes from its inputs alone, as the reading of a prompt, once and for all.
+
+    Args:
+        block: a whole program.
+        inputs: its inputs' values.
+
+    Returns:
+        A program that is given the results, with their values after `inputs`, and that means the same.
+    """
+    known = dict(zip(block.inputs, inputs, strict=True))
+    kept: list[Node] = []
+    for node in block.nodes:
+        fixed = isinstance(node, Apply) and all(not isinstance(a, int) or a in known for a in node.inputs)
+        if not fixed or _is_effect(node):
+            kept.append(node)
+            continue
+        operands = [known[a] if isinstance(a, int) else a.value for a in node.inputs]
+        results = node.primitive.bind(*operands, **node.primitive.get_bind_params(node.params))
+        known.update(zip(node.outputs, results if node.primitive.multiple_results else [results], strict=True))
+    needed = {a for a in block.outputs if isinstance(a, int)}
+    needed.update(a for node in kept for a in node.inputs if isinstance(a, int))
+    more = tuple(v for v in known if v in needed and v not in block.inputs)
+    rest = Block((*block.inputs, *more), block.outputs, tuple(kept), block.num_keys, block.avals)
+    return rest, [*inputs, *(known[v] for v in more)]
 
 
 def flatten(jaxpr, consts=(), *, keep_rules: bool = True) -> tuple[Block, list[Any]]:

@@ -45,11 +45,11 @@ from jax.scipy.linalg import solve_triangular
 from ppl import runners
 from ppl.inference.control_variates import regress
 from ppl.inference.population import OnlyWeigh
-from ppl.inference.traces import TraceSpace
 from ppl.inference.unconstrained import UnconstrainedSites
 from ppl.inference.validation import refuse_state, require_count
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Staged, as_program, kept_sites
+from ppl.trace_space import TraceSpace
 
 __all__ = ["AdaptiveImportanceSampling", "GaussianProposal", "fit_proposal"]
 

@@ -19,11 +19,11 @@ from ppl.display import brief
 from ppl.inference.genealogy import backward_line, require_one_step
 from ppl.inference.population import run_population
 from ppl.inference.smc import SMC
-from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import refuse_state, require_count
 from ppl.interpret import Result
 from ppl.posterior import Posterior
 from ppl.program import kept_sites
+from ppl.trace_space import TraceSpace
 
 __all__ = ["BackwardSmoothing"]
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from ppl import chance
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import require_count
+from ppl.trace_space import TraceSpace
 
 __all__ = ["Mixture", "Repeat", "Sequence"]
 

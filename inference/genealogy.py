@@ -24,9 +24,9 @@ import jax.numpy as jnp
 
 from ppl import chance
 from ppl.errors import SiteTypeError
-from ppl.inference.traces import TraceSpace
 from ppl.interpret import Result
 from ppl.lanes import take
+from ppl.trace_space import TraceSpace
 
 __all__ = ["Future", "backward_line", "require_one_step", "selected_slots", "traced_line"]
 

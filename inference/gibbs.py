@@ -24,8 +24,8 @@ from ppl import chance
 from ppl.errors import SiteTypeError
 from ppl.inference.presence import along, presence, stopping_loop
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.unconstrained import as_selector
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["Gibbs"]
 
@@ -35,7 +35,7 @@ class Gibbs(TraceKernel):
     """Draw finite sites entry by entry from their full conditionals (1).
 
     Attributes:
-        sites: which sites, see `ppl.inference.traces.Selector`; None for all that are discrete.
+        sites: which sites, see `ppl.trace_space.Selector`; None for all that are discrete.
     """
 
     sites: Selector = None

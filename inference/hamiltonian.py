@@ -29,9 +29,9 @@ from jax import lax
 from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
 from ppl.inference.hamiltonian_moves import HamiltonianMoves
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.unconstrained import as_selector, require_unit_interval
 from ppl.inference.validation import require_count
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["HMC", "hamiltonian_proposal", "hamiltonian_step", "leapfrog"]
 
@@ -90,7 +90,7 @@ class HMC(TraceKernel):
             with it; at noise levels see `ppl.inference.level_moves`.
         num_leapfrog: how many leapfrog steps between momenta.
         num_steps: how many times a momentum is drawn, each accepted or refused for each particle alone.
-        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        sites: on traces, which sites, see `ppl.trace_space.Selector`; None for all continuous ones.
         target_accept: on traces, the mean acceptance probability that the step size is adapted to.
     """
 

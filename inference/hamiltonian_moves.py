@@ -27,8 +27,8 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ParamInfo
 
 from ppl.inference.trace_kernel import Moves
-from ppl.inference.traces import TraceSpace
 from ppl.inference.unconstrained import UnconstrainedSites, require_tuning
+from ppl.trace_space import TraceSpace
 
 __all__ = ["HamiltonianMemory", "HamiltonianMoves"]
 

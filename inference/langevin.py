@@ -33,9 +33,9 @@ from ppl.gaussian import Gaussian
 from ppl.inference.acceptance import Evaluate, Point, accept, adjusted_randomness, repeated, require_step_size
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.unconstrained import UnconstrainedSites, as_selector, require_tuning, require_unit_interval
 from ppl.inference.validation import require_count
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["MALA", "Langevin", "adjusted_proposal", "adjusted_step", "unadjusted_step"]
 
@@ -83,7 +83,7 @@ class Langevin(TraceKernel):
             sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
             `ppl.inference.level_moves`.
         num_steps: how many steps a move has.
-        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        sites: on traces, which sites, see `ppl.trace_space.Selector`; None for all continuous ones.
         target_accept: on traces, what the mean of the acceptance probability of (3) is brought to.
     """
 
@@ -142,7 +142,7 @@ class MALA(TraceKernel):
             sites unconstrained. None chooses one: on traces in warm-up, at noise levels see
             `ppl.inference.level_moves`.
         num_steps: how many steps a move has, each accepted or refused for each particle alone.
-        sites: on traces, which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        sites: on traces, which sites, see `ppl.trace_space.Selector`; None for all continuous ones.
         target_accept: on traces, the mean acceptance probability that the step size is adapted to.
     """
 

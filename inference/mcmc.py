@@ -26,12 +26,12 @@ from ppl.display import brief
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import require_count
 from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
 from ppl.posterior import Outcome, Posterior, Status
 from ppl.program import Program, Staged, as_program, kept_sites
+from ppl.trace_space import TraceSpace
 
 __all__ = ["MCMC", "ChainState"]
 

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from ppl import chance
 from ppl.errors import SiteTypeError, SiteValueError
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["MH", "Regenerate"]
 
@@ -134,7 +134,7 @@ class Regenerate(TraceKernel):
     """Draw sites anew from the program, given all others, and accept by their importance weights.
 
     Attributes:
-        sites: which sites, see `ppl.inference.traces.Selector`; None for all, which makes draws that are independent
+        sites: which sites, see `ppl.trace_space.Selector`; None for all, which makes draws that are independent
             until they are accepted.
     """
 

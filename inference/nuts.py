@@ -14,9 +14,9 @@ from typing import ClassVar
 from ppl.inference.acceptance import require_step_size
 from ppl.inference.hamiltonian_moves import HamiltonianMoves
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.unconstrained import as_selector, require_unit_interval
 from ppl.inference.validation import require_count
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["NUTS"]
 
@@ -26,7 +26,7 @@ class NUTS(TraceKernel):
     """The No-U-Turn sampler, by NumPyro's implementation.
 
     Attributes:
-        sites: which sites, see `ppl.inference.traces.Selector`; None for all continuous ones.
+        sites: which sites, see `ppl.trace_space.Selector`; None for all continuous ones.
         step_size: in units of z, the sites unconstrained; the mass matrix is then the identity. None finds both in
             warm-up.
         max_tree_depth: a trajectory has at most `2 ** max_tree_depth` leapfrog steps.

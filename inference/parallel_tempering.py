@@ -33,7 +33,7 @@ from ppl import chance
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["ParallelTempering", "Replicas"]
 

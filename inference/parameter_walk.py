@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from ppl import chance
 from ppl.errors import SiteTypeError, SiteValueError
 from ppl.inference.metropolis_hastings import MH
-from ppl.inference.traces import TraceSpace
+from ppl.trace_space import TraceSpace
 
 __all__ = ["GivenProposal", "Learned", "Proposing", "Walk", "check_scale", "frozen_selector", "proposing"]
 

@@ -40,11 +40,11 @@ from ppl.inference.particle_gibbs import ConditionalSMC, changed, require_condit
 from ppl.inference.population import run_population
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.validation import refuse_state, require_count
 from ppl.interpret import Result
 from ppl.kernels.weights import summarize
 from ppl.posterior import Posterior
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["PaRIS", "ParisianGibbs"]
 
@@ -103,7 +103,7 @@ class ParisianGibbs(TraceKernel):
         smc: the algorithm whose conditional form is run, with at least 2 particles.
         functional: h of (1).
         num_draws: M of (2).
-        sites: which sites move, see `ppl.inference.traces.Selector`; None for all.
+        sites: which sites move, see `ppl.trace_space.Selector`; None for all.
     """
 
     smc: SMC

@@ -31,8 +31,8 @@ from ppl import chance
 from ppl.inference.genealogy import backward_line, require_one_step, traced_line
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.interpret import Result
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["ConditionalSMC", "ParticleGibbs"]
 
@@ -43,7 +43,7 @@ class ParticleGibbs(TraceKernel):
 
     Attributes:
         smc: the algorithm, with at least 2 particles and a resampler that has a conditional form.
-        sites: which sites, see `ppl.inference.traces.Selector`; None for all. The others stay as they are: give sites
+        sites: which sites, see `ppl.trace_space.Selector`; None for all. The others stay as they are: give sites
             before the loop a kernel of their own, `Sequence(ParticleGibbs(smc, sites="x"), NUTS("drift"))`.
         ancestor_sampling: draw the past of the present trace anew at each selection, (1).
         backward_sampling: draw the past of the next trace backwards, (2).

@@ -42,10 +42,10 @@ from ppl.inference.parameter_walk import Learned, Walk, check_scale, proposing
 from ppl.inference.particle_gibbs import require_conditional
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.interpret import Selection
 from ppl.kernels.weights import summarize
 from ppl.program import Program, as_program
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["PMMH", "Estimated", "estimate", "prepared_unbiased"]
 
@@ -55,7 +55,7 @@ class PMMH(TraceKernel):
     """Move parameters by SMC's estimate of their evidence, and draw the rest of the trace with them.
 
     Attributes:
-        parameters: which sites are proposed, see `ppl.inference.traces.Selector`: as a rule those before the loop.
+        parameters: which sites are proposed, see `ppl.trace_space.Selector`: as a rule those before the loop.
         smc: the algorithm that estimates, unbiased and with a conditional form.
         proposal: a function of a trace, sites by name, that returns a NumPyro distribution for each parameter, as for
             `MH`. None is a Gaussian random walk in the unconstrained space, which learns its covariance while the chain

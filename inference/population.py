@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from ppl import progress as progress_bar
 from ppl import runners
 from ppl.guarantees import weakest
-from ppl.inference.traces import TraceSpace
 from ppl.interpret import Interpreter, Result, Selection, Weighing
 from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
@@ -20,6 +19,7 @@ from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, check_sites, kept_sites
 from ppl.trace import along_times
+from ppl.trace_space import TraceSpace
 
 __all__ = ["OnlyWeigh", "PopulationAlgorithm", "Watch", "blame_sites", "lower", "run_population"]
 

@@ -19,9 +19,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from ppl.dataflow import loop_flags
-from ppl.inference.traces import TraceSpace
 from ppl.ir import Apply, Block, Draw, Given, Loop
 from ppl.trace import along_times
+from ppl.trace_space import TraceSpace
 
 __all__ = ["along", "presence", "stopping_loop"]
 

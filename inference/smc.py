@@ -42,7 +42,6 @@ from ppl.inference.level_moves import Levelled, add_level_moves
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.trace_kernel import TraceKernel, only_in_chains
-from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.interpret import Rejuvenation, Selected, Weighing
 from ppl.kernels import resampling
@@ -51,6 +50,7 @@ from ppl.lanes import take
 from ppl.posterior import Posterior
 from ppl.program import Program, as_program
 from ppl.steering import Steering
+from ppl.trace_space import TraceSpace
 
 __all__ = ["SMC"]
 

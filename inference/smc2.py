@@ -47,7 +47,6 @@ from ppl.inference.parameter_walk import Walk, check_scale, frozen_selector, pro
 from ppl.inference.pmmh import estimate, prepared_unbiased
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.smc import SMC
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.ir import Draw, Loop, Score
 from ppl.kernels import resampling
@@ -55,6 +54,7 @@ from ppl.kernels.weights import summarize
 from ppl.lanes import take
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Staged, kept_sites
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["SMC2"]
 
@@ -69,7 +69,7 @@ class SMC2:
     Attributes:
         num_parameters: how many values of the parameters, M, each with a population of its own.
         smc: the algorithm that runs for each of them; unbiased.
-        parameters: which sites they are, see `ppl.inference.traces.Selector`: before the loop.
+        parameters: which sites they are, see `ppl.trace_space.Selector`: before the loop.
         proposal: how (4) proposes them, as for `PMMH`. None is a Gaussian random walk in the unconstrained space.
         scale: the standard deviation of the walk's steps, one number or a tuple of one for each entry of the
             parameters. None takes 2.38^2 / d times the covariance of the population.

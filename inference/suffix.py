@@ -33,10 +33,10 @@ from ppl import chance
 from ppl.errors import SiteTypeError
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import TraceSpace
 from ppl.inference.validation import require_count
 from ppl.ir import Draw, Loop
 from ppl.resume import Checkpoint, ResumableInterpreter
+from ppl.trace_space import TraceSpace
 
 __all__ = ["SuffixMH"]
 

@@ -40,13 +40,13 @@ from ppl.inference.importance import ImportanceSampling
 from ppl.inference.population import OnlyWeigh, blame_sites
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
 from ppl.inference.trace_kernel import TraceKernel, only_in_chains
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.inference.validation import refuse_state, require_count
 from ppl.kernels import annealing, resampling
 from ppl.kernels.weights import summarize
 from ppl.lanes import take
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, kept_sites
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["TemperedSMC"]
 

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from ppl.errors import SiteValueError
-from ppl.inference.traces import Selector, TraceSpace
 from ppl.ir import Score
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["Split", "each_number", "scored", "split_log_density", "tempered"]
 
@@ -44,7 +44,7 @@ def scored(space: TraceSpace, selector: Selector) -> tuple[str, ...] | None:
 
     Args:
         space: the measure.
-        selector: which, see `ppl.inference.traces.Selector`.
+        selector: which, see `ppl.trace_space.Selector`.
 
     Raises:
         SiteValueError: nothing is chosen, or a name or prefix is no observation's or factor's.

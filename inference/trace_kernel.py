@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from ppl.inference.traces import TraceSpace
+from ppl.trace_space import TraceSpace
 
 __all__ = ["Moves", "TraceKernel", "only_in_chains"]
 

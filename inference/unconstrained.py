@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 
 from ppl.errors import SiteTypeError
 from ppl.inference.presence import along, presence, stopping_loop
-from ppl.inference.traces import Selector, TraceSpace
+from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["UnconstrainedSites", "as_selector", "require_tuning", "require_unit_interval"]
 

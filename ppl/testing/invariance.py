@@ -14,7 +14,6 @@ of K_ij > 0 is strongly connected.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ import numpy as np
 from ppl.program import Program, as_program
 from ppl.testing.exact_traces import Traces, all_traces, describe, free_sites
 from ppl.testing.tape import MAX_RUNS, enumerate_runs
+from ppl.trace_space import TraceSpace
 
 __all__ = ["assert_invariant", "make_steps", "trace_space", "transition_matrix"]
 
@@ -121,11 +121,10 @@ def make_steps(moves: Any, key, sites: dict[str, Any], num_steps: int) -> tuple[
     return sites, jnp.stack(rates)
 
 
-def trace_space(program: Program, kernel: Any) -> Any:
+def trace_space(program: Program, kernel: Any) -> TraceSpace:
     """Return the space of a program's traces, for a kernel to be bound to."""
-    spaces = importlib.import_module("ppl.inference.traces")  # who checks kernels stands above them
     gradient = kernel.needs_gradient
-    return spaces.TraceSpace(program.stage(keep_rules=gradient), differentiable=gradient)
+    return TraceSpace(program.stage(keep_rules=gradient), differentiable=gradient)
 
 
 def _require_irreducible(kernel: Any, traces: Traces, matrix: np.ndarray) -> None:

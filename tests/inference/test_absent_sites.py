@@ -12,7 +12,7 @@ from ppl.errors import SiteTypeError, SiteValueError
 from ppl.inference import HMC, MALA, MCMC, NUTS, SMC, Langevin, Regenerate, Sequence
 from ppl.inference.hamiltonian_moves import _cut
 from ppl.inference.presence import stopping_loop
-from ppl.inference.traces import TraceSpace
+from ppl.trace_space import TraceSpace
 from tests.ppl.checks import assert_mean_within_5_standard_errors, repeat
 
 

@@ -22,8 +22,8 @@ from ppl.inference import (
     Sequence,
 )
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import TraceSpace
 from ppl.testing.invariance import transition_matrix
+from ppl.trace_space import TraceSpace
 
 
 @ppl.model

@@ -10,9 +10,9 @@ import pytest
 import ppl
 from ppl.errors import SiteTypeError, SiteValueError
 from ppl.inference import MCMC, Gibbs
-from ppl.inference.traces import TraceSpace
 from ppl.testing import assert_invariant
 from ppl.testing.invariance import transition_matrix
+from ppl.trace_space import TraceSpace
 
 
 def bernoulli(p):

@@ -12,8 +12,8 @@ import pytest
 import ppl
 from ppl.inference import MCMC, MH, ParallelTempering, Regenerate, Sequence, TemperedSMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.inference.traces import TraceSpace
 from ppl.testing import assert_invariant, enumerate_runs
+from ppl.trace_space import TraceSpace
 from tests.ppl.checks import assert_equal, assert_mean_within_5_standard_errors
 
 WEIGHTS = np.array([0.7, -0.4, -1.1])

@@ -10,9 +10,9 @@ import ppl
 from ppl.inference import MCMC, PMMH, SMC, EntropicAnnealing
 from ppl.inference.parameter_walk import Learned
 from ppl.inference.pmmh import prepared_unbiased
-from ppl.inference.traces import TraceSpace
 from ppl.models import MarkovChain
 from ppl.testing import assert_invariant
+from ppl.trace_space import TraceSpace
 from tests.inference.test_state_space import YS, walk, walk_exactly
 from tests.ppl.checks import assert_mean_within_5_standard_errors
 

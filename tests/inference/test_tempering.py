@@ -9,8 +9,8 @@ import pytest
 import ppl
 from ppl.inference import MH, Regenerate, TemperedSMC
 from ppl.inference.tempering import Split, scored, split_log_density, tempered
-from ppl.inference.traces import TraceSpace
 from ppl.testing import assert_properly_weighted
+from ppl.trace_space import TraceSpace
 from tests.ppl.checks import assert_mean_within_5_standard_errors, repeat
 
 

@@ -9,9 +9,9 @@ import pytest
 
 import ppl
 from ppl.inference import MCMC, SMC, SuffixMH
-from ppl.inference.traces import TraceSpace
 from ppl.models import Choice, Regex
 from ppl.models.language import LanguageModel
+from ppl.trace_space import TraceSpace
 
 CHAINS = 32
 

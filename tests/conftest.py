@@ -13,6 +13,7 @@ import pytest  # noqa: E402
 
 from ppl import runners  # noqa: E402
 
+REAL_NETWORKS = ("tests/models/language/", "tests/models/test_", "tests/models/masked/test_checkpoints")
 # Bytes in memory above which a module's compiled programs are forgotten once its tests are done.
 ENOUGH = 1.5e9
 
@@ -21,9 +22,10 @@ ENOUGH = 1.5e9
 def pytest_runtest_setup(item):
     """Most of these tests' time is XLA's: their programs are small, run once, and need no optimising.
 
-    Tests that compute for longer than they compile are marked `optimized`.
+    Tests that compute for longer than they compile are marked `optimized`; those of real networks do.
     """
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimized") is None)
+    computes = item.get_closest_marker("optimized") is not None or item.nodeid.startswith(REAL_NETWORKS)
+    jax.config.update("jax_disable_most_optimizations", not computes)
 
 
 @pytest.fixture(autouse=True, scope="module")

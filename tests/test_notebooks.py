@@ -16,6 +16,16 @@ SMALLER = {  # what the reader runs takes minutes; the same cells are run here w
         "SMC(2048": "SMC(256",
         "smooth(8), 512)": "smooth(8), 64)",
     },
+    "04_mcmc_and_particle_mcmc": {
+        "num_runs=8": "num_runs=2",
+        "num_runs=4": "num_runs=2",
+        "500, num_warmup=100": "100, num_warmup=20",
+        "1000, num_warmup=300": "100, num_warmup=20",
+        "250, num_warmup=250": "50, num_warmup=50",
+        "8, num_warmup=4, num_chains=8": "2, num_warmup=1, num_chains=4",
+        "8, num_warmup=8, num_chains=8": "2, num_warmup=1, num_chains=4",
+        "24, num_warmup=8": "4, num_warmup=1",
+    },
 }
 
 

@@ -12,6 +12,8 @@ from ppl.models import MarkovChain
 from tests.inference.test_targets import log_prob
 from tests.ppl.checks import repeat
 
+pytestmark = pytest.mark.optimized
+
 LENGTH, SIZE = 6, 2
 PATHS = np.array(list(itertools.product(range(SIZE), repeat=LENGTH)), np.int32)
 CHAIN = MarkovChain(jnp.array([0.0, 1.0]), jnp.array([[0.5, 0.0], [-0.5, 1.0]]), LENGTH)

@@ -15,7 +15,7 @@ from ppl import runners  # noqa: E402
 
 REAL_NETWORKS = ("tests/models/language/", "tests/models/test_", "tests/models/masked/test_checkpoints")
 # Bytes in memory above which a module's compiled programs are forgotten once its tests are done.
-ENOUGH = 1.5e9
+ENOUGH = 5e9
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -179,7 +179,7 @@ class SMC:
                 )
             if self.corrector != "auto":
                 raise TypeError(f"`corrector` is for processes and targets; {program!r} is neither.")
-            return program, dataclasses.replace(self, _moves_levels=False)
+            return program, self if self.rejuvenation is None else dataclasses.replace(self, _moves_levels=False)
         moves_levels = isinstance(self.rejuvenation, Langevin | MALA | HMC) and isinstance(
             getattr(target, "process", target), Levelled
         )
@@ -189,7 +189,8 @@ class SMC:
         changed = self._corrector.apply(changed)
         settings = getattr(changed.corrector, "settings", None)  # as they are for this target, its guarantee too
         algorithm = self if settings is None else dataclasses.replace(self, corrector=settings)
-        algorithm = dataclasses.replace(algorithm, _moves_levels=moves_levels)
+        if self.rejuvenation is not None:
+            algorithm = dataclasses.replace(algorithm, _moves_levels=moves_levels)
         if moves_levels:
             changed = add_level_moves(self.rejuvenation, changed, self.rejuvenate_every)
         if self.ess_threshold is None and whole.process.resamples_every_step and not whole.tilts:

@@ -193,7 +193,7 @@ def test_guarantees():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(TypeError, match="`rejuvenation` must be a kernel such as Langevin"):
+    with pytest.raises(TypeError, match="`rejuvenation` must be a kernel such as .*Langevin"):
         SMC(10, rejuvenation="langevin")
     with pytest.raises(ValueError, match="`rejuvenate_every` must be at least 1, got 0"):
         SMC(10, rejuvenation=MALA(), rejuvenate_every=0)
@@ -211,13 +211,8 @@ def test_moves_that_do_not_fit_name_those_that_do():
     with pytest.raises(TypeError, match="does not know its log-density"):
         model.log_density(jnp.zeros(2), 0.5)
     chain = MarkovChain(jnp.zeros(2), jnp.zeros((2, 2)), 3)
-
-    @ppl.model
-    def plain():
-        return ppl.sample("x", ppl.gaussian.Gaussian(jnp.zeros(2), 1.0))
-
-    for program in (chain, chain**2, plain()):
-        with pytest.raises(TypeError, match="moves on traces are not available yet"):
+    for program in (chain, chain**2):
+        with pytest.raises(TypeError, match="moves continuous sites, of which the program has none"):
             ppl.infer(program, SMC(10, rejuvenation=Langevin()))
     with pytest.raises(ValueError, match="by_steps"):
         ppl.infer(process.by_steps(max_steps=2, step_tokens=2), SMC(10, rejuvenation=Langevin()))

@@ -7,7 +7,7 @@ import pytest
 
 import ppl
 from ppl.errors import SiteTypeError
-from ppl.inference import MCMC, SMC, Repeat, SuffixMH
+from ppl.inference import MCMC, SMC, SuffixMH
 from ppl.models import MarkovChain
 from ppl.testing import assert_invariant, assert_properly_weighted, transition_matrix
 
@@ -138,7 +138,7 @@ def test_power_moves_are_accepted_by_the_ratio_of_local_masses():
 
 def test_prefixes_keep_weights_proper():
     """The blockwise scheme: after every block the text so far moves, and later entries stay as they are."""
-    blockwise = SMC(num_particles=1, rejuvenation=Repeat(SuffixMH(), 2), rejuvenate_every=1)
+    blockwise = SMC(num_particles=1, rejuvenation=SuffixMH(), rejuvenate_every=1)
     assert_properly_weighted(short(), blockwise)
 
 

@@ -10,6 +10,8 @@ from ppl.inference import SMC, SuperposedAnd
 from ppl.inference.superposition import Superposition
 from ppl.models import GaussianMixture, RectifiedFlow, VarianceExploding, VariancePreserving
 
+pytestmark = pytest.mark.optimized
+
 FIRST = GaussianMixture([[-2.0, 1.0], [1.0, 2.0], [2.0, -1.5]], [0.3, 0.6, 0.8])
 SECOND = GaussianMixture([[-1.0, -2.0], [1.5, 1.0]], [0.5, 0.4])
 RNG = np.random.default_rng(0)

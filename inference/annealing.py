@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from ppl.interpret import Weighing
 from ppl.kernels import annealing
 from ppl.kernels.weights import summarize
+from ppl.selection import Weighing
 
 __all__ = ["EntropicAnnealing", "temper"]
 

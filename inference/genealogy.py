@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from ppl import chance
 from ppl.errors import SiteTypeError
 from ppl.interpret import Result
+from ppl.iterate import rows, walk_body
 from ppl.lanes import take
 from ppl.trace_space import TraceSpace
 
@@ -79,7 +80,7 @@ class Future:
 
     def __init__(self, loop: dict[str, Any]):
         self.loop, self.plan = loop, loop["plan"]
-        self.walk = self.plan.interpreter.rows(self.plan)
+        self.walk = rows(self.plan)
 
     def sites(self, t: Any, slot: Any) -> dict[str, Any]:
         """Return what a particle, or several, drew at iteration t, by name."""
@@ -87,23 +88,27 @@ class Future:
 
     def __call__(self, t: Any, sites: dict[str, Any]) -> Any:
         """Return the log-densities `[N]` of iteration t + 1 with given sites after each particle of iteration t."""
-        plan, interpreter = self.plan, self.plan.interpreter
         row = jax.tree.map(lambda a: a[t + 1], self.walk)
         row |= {"given": row["given"] | sites, "retained": {}, "redrawn": {}, "keys": None}
         before = self.loop["before"]
         state = {"carry": [a[t] for a in before["carry"]], "captured": []}
         state["log_weights"] = jnp.zeros_like(before["log_weights"][t])
-        state["index"] = jnp.arange(interpreter.num_particles, dtype=jnp.int32)
-        return interpreter._body(plan, plan.frame, state, row)[0].log_weights
+        state["index"] = jnp.arange(self.plan.interpreter.num_particles, dtype=jnp.int32)
+        return walk_body(self.plan, state, row)[0].log_weights
 
 
-def require_one_step(space: TraceSpace, what: str) -> None:
+def require_one_step(space: TraceSpace, what: str, sites: tuple[str, ...] | None = None) -> None:
     """Raise unless (2) holds for a program.
+
+    Args:
+        space: the program's measure.
+        what: what needs it, for errors.
+        sites: the names of the sites that differ between particles; None for all that are free.
 
     Raises:
         SiteTypeError: a future's density depends on more of the past than one iteration shows.
     """
-    if not space.futures_are_one_step:
+    if not space.futures_are_one_step(sites):
         raise SiteTypeError(
             f"{what} needs a program with one ppl.scan, last of its statements, in which the next state is a function "
             "of the iteration's sites, and no random value outside of it is read by all iterations (move those with a "

@@ -22,7 +22,7 @@ import numpy as np
 
 from ppl import chance
 from ppl.errors import SiteTypeError
-from ppl.inference.presence import along, presence, stopping_loop
+from ppl.inference.presence import along, presence, require_fixed_presence
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.unconstrained import as_selector
 from ppl.trace_space import Selector, TraceSpace
@@ -94,7 +94,7 @@ def _finite_sites(space: TraceSpace, selector: Selector) -> dict[str, np.ndarray
             )
     else:
         names = space.select(selector)
-    finite, others = {}, frozenset(space.staged.sites)
+    finite = {}
     for name in names:
         site = space.sites[name]
         if not site.is_discrete:
@@ -108,11 +108,6 @@ def _finite_sites(space: TraceSpace, selector: Selector) -> dict[str, np.ndarray
                 f"Gibbs cannot move the site {name!r} ({site.where}): its values are not finitely many numbers that "
                 "are known before it runs. MH, Regenerate and ParticleGibbs can."
             )
-        loop = stopping_loop(space.staged.block, frozenset({name}), others)
-        if loop is not None:
-            raise SiteTypeError(
-                f"Gibbs cannot move the site {name!r} ({site.where}): when the loop at {loop.where} stops depends on "
-                "it, and with it how many sites there are. SuffixMH, Regenerate and ParticleGibbs can."
-            )
+        require_fixed_presence("Gibbs", space, name)
         finite[name] = values
     return finite

@@ -145,14 +145,13 @@ class MCMC:
             staged = dataclasses.replace(staged, block=block)
             space = TraceSpace(staged, inputs, given, differentiable=self.kernel.needs_gradient)
             moves = self.kernel.bind(space)
-            each = jax.lax.map if moves.sequential else _side_by_side
             alive = jnp.ones((), bool)
             first = self.num_warmup
             if state is None:
-                state, alive = _start(space, moves, key, self.num_chains, num_starts, self.num_warmup, each)
+                state, alive = _start(space, moves, key, self.num_chains, num_starts, self.num_warmup)
             else:
                 first = 0
-            state, (traces, info) = self._iterate(moves, each, state, first, show)
+            state, (traces, info) = self._iterate(moves, state, first, show)
             draws = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), traces)
             value, sites, present = jax.lax.map(lambda x: space.outcome(x, keep), draws, batch_size=_ROWS)
             total = self.num_chains * self.num_samples
@@ -174,20 +173,18 @@ class MCMC:
 
         return run
 
-    def _iterate(self, moves: Moves, each, state: ChainState, num_warmup: int, show: bool):
+    def _iterate(self, moves: Moves, state: ChainState, num_warmup: int, show: bool):
         """Run all steps; returns the last state and the kept traces and figures, `[num_samples, num_chains, ...]`."""
         total = num_warmup + self.num_samples * self.thinning
 
-        def step(chain):
-            key, iteration, sites, memory = chain
-            sites, memory, info = moves.step(jax.random.fold_in(key, iteration), sites, memory)
-            return sites, memory, info
+        def step(key, iteration, sites, memory):
+            return moves.step(jax.random.fold_in(key, iteration), sites, memory)
 
         def steps(chains, first, last):
             def one(i, carry):
                 sites, memory, sums = carry
                 iterations = jnp.broadcast_to(state.iteration + i, (self.num_chains,))
-                sites, memory, info = each(step, (state.keys, iterations, sites, memory))
+                sites, memory, info = moves.over(step, state.keys, iterations, sites, memory)
                 if show:
                     progress_bar.report(i, total, jnp.mean(info["acceptance"]), "acceptance")
                 return sites, memory, jax.tree.map(jnp.add, sums, info)
@@ -197,7 +194,7 @@ class MCMC:
 
         chains = state.sites, state.memory
         iterations = jnp.zeros(self.num_chains, jnp.int32)
-        info_types = jax.eval_shape(lambda c: each(step, c)[2], (state.keys, iterations, *chains))
+        info_types = jax.eval_shape(lambda *c: moves.over(step, *c)[2], state.keys, iterations, *chains)
 
         def row(chains, number):
             # Row 0 is the warm-up; what it leaves is thrown away, and one loop serves both.
@@ -210,11 +207,7 @@ class MCMC:
         return state, jax.tree.map(lambda a: a[1:], rows)
 
 
-def _side_by_side(function, xs):
-    return jax.vmap(function)(xs)
-
-
-def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: int, num_warmup: int, each):
+def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: int, num_warmup: int):
     """Return the state of chains at traces of positive density, and whether all have one."""
     start_key, init_key, chain_key = jax.random.split(key, 3)
 
@@ -226,8 +219,8 @@ def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: in
         alive = (result.log_weights[chosen] > -jnp.inf) & ~jnp.isnan(log_sum)
         return {n: lane.array[chosen] if lane.random else lane.array for n, lane in result.sites.items()}, alive
 
-    sites, alive = each(start, jax.random.split(start_key, num_chains))
+    sites, alive = moves.over(start, jax.random.split(start_key, num_chains))
     keys = jax.random.split(init_key, num_chains)
-    memory = each(lambda args: moves.init(*args, num_warmup), (keys, sites))
+    memory = moves.over(lambda key, sites: moves.init(key, sites, num_warmup), keys, sites)
     state = ChainState(sites, memory, jax.random.split(chain_key, num_chains), jnp.int32(0))
     return state, jnp.all(alive)

@@ -146,16 +146,27 @@ class Regenerate(TraceKernel):
 
 
 class _Regenerated(Moves):
+    """Remembers the log-weight log w of the present trace."""
+
     def __init__(self, space: TraceSpace, sites: tuple[str, ...]):
         self.space, self.sites = space, sites
+        self.redrawn = dict.fromkeys(sites, True)
+
+    def init(self, key, sites, num_warmup):
+        """Return log w."""
+        return self.space.redraw_log_weight(sites, self.redrawn)
+
+    def refresh(self, key, sites, memory):
+        """Return log w."""
+        return self.space.redraw_log_weight(sites, self.redrawn)
 
     def step(self, key, sites, memory):
         """Draw anew and accept."""
         draw_key, accept_key = jax.random.split(key)
-        new = self.space.redraw(draw_key, sites, dict.fromkeys(self.sites, True))
-        log_ratio = new.log_weight - new.old_log_weight
+        new = self.space.redraw(draw_key, sites, self.redrawn)
+        log_ratio = new[1] - memory
         accepted = chance.accept(accept_key, log_ratio)
-        sites = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new.sites, dict(sites))
+        sites, memory = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, (dict(sites), memory))
         return sites, memory, {"acceptance": acceptance(log_ratio)}
 
 

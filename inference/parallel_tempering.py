@@ -122,17 +122,11 @@ class _Replicated(Moves):
         """Return the kernel's moves at an inverse temperature."""
         return self.kernel.kernel.bind(tempered(self.space, beta, self.names))
 
-    def each(self, function, *arguments):
-        """Apply a function to each replica."""
-        if self.sequential:
-            return jax.lax.map(lambda xs: function(*xs), arguments)
-        return jax.vmap(function)(*arguments)
-
     def init(self, key, sites, num_warmup):
         """Start all replicas at the present trace, which every temperature allows."""
         num = len(self.kernel.temperatures)
         replicas = jax.tree.map(lambda a: jnp.broadcast_to(a, (num, *jnp.shape(a))), dict(sites))
-        memory = self.each(
+        memory = self.over(
             lambda beta, key, x: self.at(beta).init(key, x, num_warmup),
             self.betas,
             jax.random.split(key, num),
@@ -151,14 +145,14 @@ class _Replicated(Moves):
         num = len(self.kernel.temperatures)
         move_key, swap_key, refresh_key = jax.random.split(key, 3)
         replicas = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), dict(sites), memory.hot)
-        replicas, kernel_memory, info = self.each(
+        replicas, kernel_memory, info = self.over(
             lambda beta, key, x, memory: self.at(beta).step(key, x, memory),
             self.betas,
             jax.random.split(move_key, num),
             replicas,
             memory.memory,
         )
-        log_likelihoods = self.each(lambda x: split_log_density(self.space, x, self.names).log_likelihood, replicas)
+        log_likelihoods = self.over(lambda x: split_log_density(self.space, x, self.names).log_likelihood, replicas)
         log_ratios = (self.betas[:-1] - self.betas[1:]) * jnp.diff(log_likelihoods)  # (2)
         tried = (jnp.arange(num - 1) + memory.iteration) % 2 == 0
         swaps = jax.vmap(chance.accept)(jax.random.split(swap_key, num - 1), jnp.where(tried, log_ratios, -jnp.inf))
@@ -166,7 +160,7 @@ class _Replicated(Moves):
         up, down = jnp.append(swaps, none), jnp.append(none, swaps)
         source = jnp.arange(num) + up - down
         replicas = jax.tree.map(lambda a: a[source], replicas)
-        kernel_memory = self.each(
+        kernel_memory = self.over(
             lambda beta, key, moved, x, memory: jax.lax.cond(
                 moved, lambda: self.at(beta).refresh(key, x, memory), lambda: memory
             ),

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from ppl import chance
 from ppl.display import brief
 from ppl.inference.genealogy import Future, require_one_step
-from ppl.inference.particle_gibbs import ConditionalSMC, changed, require_conditional
+from ppl.inference.particle_gibbs import ConditionalMoves, ConditionalSMC, require_conditional
 from ppl.inference.population import run_population
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
@@ -125,28 +125,19 @@ class ParisianGibbs(TraceKernel):
         return _Parisian(self, space)
 
 
-class _Parisian(Moves):
-    sequential = True
-
+class _Parisian(ConditionalMoves):
     def __init__(self, kernel: ParisianGibbs, space: TraceSpace):
-        self.kernel, self.space = kernel, space
-        self.sites = space.select(kernel.sites)
-        types = space.site_types
-        fixed = {name: jnp.zeros(t.shape, t.dtype) for name, t in types.items() if name not in self.sites}
-        require_one_step(space.condition(fixed), "ParisianGibbs")
+        super().__init__(space, kernel.sites, ConditionalSMC(kernel.smc, keeps_future=True))
+        self.kernel = kernel
+        require_one_step(space, "ParisianGibbs", self.sites)
 
-    def step(self, key, sites, memory):
-        """Run, smooth, and choose a line."""
-        run_key, draw_key, choice_key = jax.random.split(key, 3)
-        space = self.space.condition({name: sites[name] for name in sites if name not in self.sites})
-        present = {name: sites[name] for name in self.sites}
-        result = ConditionalSMC(self.kernel.smc, keeps_future=True)(space, run_key, present)
+    def choose(self, key, space, result):
+        """Smooth, and choose a line."""
+        draw_key, choice_key = jax.random.split(key)
         statistics = smoothed(result, self.kernel.functional, self.kernel.num_draws, draw_key)
         # The last log-weights are those after the last selection: slots of its children.
         index = chance.categorical(choice_key, result.log_weights)
-        line = statistics.line(index)
-        info = {"acceptance": changed(present, line), "additive": statistics.estimate}
-        return {**sites, **line}, memory, info
+        return statistics.line(index), {"additive": statistics.estimate}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ Jordan and Schoen (2014), "Particle Gibbs with ancestor sampling"; Whiteley (201
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -34,7 +35,7 @@ from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.interpret import Result
 from ppl.trace_space import Selector, TraceSpace
 
-__all__ = ["ConditionalSMC", "ParticleGibbs"]
+__all__ = ["ConditionalMoves", "ConditionalSMC", "ParticleGibbs", "require_conditional"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,30 +70,41 @@ class ParticleGibbs(TraceKernel):
         return _Conditional(self, space)
 
 
-class _Conditional(Moves):
+class ConditionalMoves(Moves):
+    """Steps that run conditional SMC on chosen sites, the others being given, and choose a line of the run."""
+
     sequential = True
 
-    def __init__(self, kernel: ParticleGibbs, space: TraceSpace):
-        self.kernel, self.space = kernel, space
-        self.sites = space.select(kernel.sites)
-        types = space.site_types
-        fixed = {name: jnp.zeros(t.shape, t.dtype) for name, t in types.items() if name not in self.sites}
-        if kernel.backward_sampling:
-            require_one_step(space.condition(fixed), "`backward_sampling`")
-        self.run = ConditionalSMC(kernel.smc, kernel.ancestor_sampling, kernel.backward_sampling)
+    def __init__(self, space: TraceSpace, sites: Selector, run: ConditionalSMC):
+        self.space, self.run, self.sites = space, run, space.select(sites)
+
+    @abc.abstractmethod
+    def choose(self, key, space: TraceSpace, result: Result) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a line of the run, sites by name, and further figures of the step."""
 
     def step(self, key, sites, memory):
         """Run and choose."""
-        run_key, choice_key, line_key = jax.random.split(key, 3)
+        run_key, choice_key = jax.random.split(key)
         space = self.space.condition({name: sites[name] for name in sites if name not in self.sites})
         present = {name: sites[name] for name in self.sites}
-        result = self.run(space, run_key, present)
+        line, info = self.choose(choice_key, space, self.run(space, run_key, present))
+        return {**sites, **line}, memory, {"acceptance": _changed(present, line)} | info
+
+
+class _Conditional(ConditionalMoves):
+    def __init__(self, kernel: ParticleGibbs, space: TraceSpace):
+        backward = kernel.backward_sampling
+        super().__init__(space, kernel.sites, ConditionalSMC(kernel.smc, kernel.ancestor_sampling, backward))
+        if backward:
+            require_one_step(space, "`backward_sampling`", self.sites)
+
+    def choose(self, key, space, result):
+        """Choose a particle by its last weight, and its past."""
+        choice_key, line_key = jax.random.split(key)
         index = chance.categorical(choice_key, result.log_weights)
-        if self.kernel.backward_sampling:
-            line = backward_line(space, result, index, line_key)
-        else:
-            line = traced_line(result, index)
-        return {**sites, **line}, memory, {"acceptance": changed(present, line)}
+        if self.run.keeps_future:
+            return backward_line(space, result, index, line_key), {}
+        return traced_line(result, index), {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +119,7 @@ class ConditionalSMC:
         """Run it, with its genealogy; `retained` is the whole trace of the space."""
         mode = None
         if self.ancestor_sampling:
-            mode = "step" if space.futures_are_one_step else "replay"
+            mode = "step" if space.futures_are_one_step() else "replay"
         return space.population(
             key,
             self.smc.num_particles,
@@ -133,7 +145,7 @@ def require_conditional(smc: Any) -> None:
     smc.conditional_selection()
 
 
-def changed(old: dict[str, Any], new: dict[str, Any]) -> Any:
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> Any:
     """Return the share of entries of a trace that are not what they were."""
     different = jnp.concatenate([(old[name] != new[name]).reshape(-1) for name in old])
     return jnp.mean(different, dtype=jnp.float32)

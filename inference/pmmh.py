@@ -42,9 +42,9 @@ from ppl.inference.parameter_walk import Learned, Walk, check_scale, proposing
 from ppl.inference.particle_gibbs import require_conditional
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
-from ppl.interpret import Selection
 from ppl.kernels.weights import summarize
 from ppl.program import Program, as_program
+from ppl.selection import Selection
 from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["PMMH", "Estimated", "estimate", "prepared_unbiased"]

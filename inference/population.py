@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from ppl import progress as progress_bar
 from ppl import runners
 from ppl.guarantees import weakest
-from ppl.interpret import Interpreter, Result, Selection, Weighing
+from ppl.interpret import Interpreter, Result
 from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
 from ppl.lanes import Lane
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program, check_sites, kept_sites
+from ppl.selection import Selection, Weighing
 from ppl.trace import along_times
 from ppl.trace_space import TraceSpace
 

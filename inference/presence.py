@@ -4,7 +4,7 @@ A loop with `until` stops for a trace when its carry says so; iterations after t
 follows a prefix. A kernel that moves sites of a fixed number must know
 
     which entries count now                                    `presence`
-    that moving its sites cannot change which ones do          `stopping_loop`
+    that moving its sites cannot change which ones do          `require_fixed_presence`
 
 The second is read off the program before anything runs: a loop's stopping depends on a site if a path of values leads
 from the site to the loop's `until`, through its carry or its constants. What a site's law reads is no such path: its
@@ -19,11 +19,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from ppl.dataflow import loop_flags
+from ppl.errors import SiteTypeError
 from ppl.ir import Apply, Block, Draw, Given, Loop
 from ppl.trace import along_times
 from ppl.trace_space import TraceSpace
 
-__all__ = ["along", "presence", "stopping_loop"]
+__all__ = ["along", "presence", "require_fixed_presence"]
 
 
 def presence(space: TraceSpace, sites: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def presence(space: TraceSpace, sites: Mapping[str, Any], names: tuple[str, ...]
     return masks
 
 
-def stopping_loop(block: Block, names: frozenset[str], others: frozenset[str]) -> Loop | None:
+def _stopping_loop(block: Block, names: frozenset[str], others: frozenset[str]) -> Loop | None:
     """Return a loop whose stopping depends on some of the named sites, or None.
 
     Args:
@@ -58,6 +59,25 @@ def stopping_loop(block: Block, names: frozenset[str], others: frozenset[str]) -
         others: the sites that stay as they are.
     """
     return _search(block, dict.fromkeys(block.inputs, False), others - names)
+
+
+def require_fixed_presence(title: str, space: TraceSpace, name: str) -> None:
+    """Raise unless moving a site leaves the entries of a trace that count as they are.
+
+    Args:
+        title: the kernel, for errors.
+        space: the program's traces.
+        name: the site.
+
+    Raises:
+        SiteTypeError: when a loop stops depends on it.
+    """
+    loop = _stopping_loop(space.staged.block, frozenset({name}), frozenset(space.staged.sites))
+    if loop is not None:
+        raise SiteTypeError(
+            f"{title} cannot move the site {name!r} ({space.sites[name].where}): when the loop at {loop.where} stops "
+            "depends on it, and with it how many sites there are. SuffixMH, Regenerate and ParticleGibbs can."
+        )
 
 
 def along(counts, shape: tuple[int, ...]) -> Any:

@@ -43,12 +43,13 @@ from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.trace_kernel import TraceKernel, only_in_chains
 from ppl.inference.validation import refuse_state, require_count, require_fraction
-from ppl.interpret import Rejuvenation, Selected, Weighing
 from ppl.kernels import resampling
 from ppl.kernels.resampling.gradient import children_log_weights
 from ppl.lanes import take
 from ppl.posterior import Posterior
 from ppl.program import Program, as_program
+from ppl.replay import Rejuvenation
+from ppl.selection import Selected, Weighing
 from ppl.steering import Steering
 from ppl.trace_space import TraceSpace
 
@@ -219,14 +220,12 @@ class SMC:
         def move(key, sites, stop):
             moves = self.rejuvenation.bind(space.prefix(stop))
 
-            def one(arguments):
-                key, sites = arguments
+            def one(key, sites):
                 init_key, step_key = jax.random.split(key)
                 moved, _, info = moves.step(step_key, sites, moves.init(init_key, sites, 0))
                 return moved, info["acceptance"]
 
-            each = lax.map if moves.sequential else lambda function, xs: jax.vmap(function)(xs)
-            moved, acceptance = each(one, (jax.random.split(key, self.num_particles), sites))
+            moved, acceptance = moves.over(one, jax.random.split(key, self.num_particles), sites)
             return moved, jnp.mean(acceptance)
 
         return Rejuvenation(move, self.rejuvenate_every)

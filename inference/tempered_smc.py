@@ -280,8 +280,7 @@ class _Population:
             x, memory, info = moves.step(key, *state)
             return (x, memory), (x, info["acceptance"])
 
-        def chain(arguments):
-            key, x = arguments
+        def chain(key, x):
             init_key, *keys = jax.random.split(key, self.settings.num_moves + 1)
             start = x, moves.init(init_key, x, 0)
             (last, _), (states, acceptance) = jax.lax.scan(one, start, jnp.stack(keys))
@@ -289,8 +288,7 @@ class _Population:
                 last = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), x, states)
             return last, jnp.mean(acceptance)
 
-        each = jax.lax.map if moves.sequential else lambda function, xs: jax.vmap(function)(xs)
-        sites, acceptance = each(chain, (jax.random.split(key, self.num_chains), sites))
+        sites, acceptance = moves.over(chain, jax.random.split(key, self.num_chains), sites)
         if self.settings.waste_free:
             sites = jax.tree.map(lambda a: a.reshape(self.num, *a.shape[2:]), sites)
         return sites, jnp.mean(acceptance)

@@ -10,21 +10,24 @@ space of a program's traces it gives the `Moves` that chains and populations mak
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
+
+import jax
 
 from ppl.trace_space import TraceSpace
 
 __all__ = ["Moves", "TraceKernel", "only_in_chains"]
 
 
-class Moves:
+class Moves(abc.ABC):
     """A kernel bound to the traces of a program.
 
     Attributes:
         sites: the names of the sites that it may change.
-        sequential: whether a step runs a population: chains are then run one after another, for under `jax.vmap` each
-            would pay for every branch.
+        sequential: whether a step runs a population; see `over`.
     """
 
     sites: tuple[str, ...]
@@ -41,14 +44,24 @@ class Moves:
         del key, sites, num_warmup
         return ()
 
+    @abc.abstractmethod
     def step(self, key, sites: dict[str, Any], memory: Any) -> tuple[dict[str, Any], Any, dict[str, Any]]:
         """Return the next trace, the memory at it, and `info`: at least `acceptance`, in [0, 1]."""
-        raise NotImplementedError
 
     def refresh(self, key, sites: dict[str, Any], memory: Any) -> Any:
         """Return the memory at a trace that was changed by somebody else; the tuning is kept."""
         del key, sites
         return memory
+
+    def over(self, function: Callable, *arguments: Any) -> Any:
+        """Map a function that makes moves over the leading axes of its arguments, pytrees of arrays.
+
+        Moves are made side by side; those that run populations one after another, for under `jax.vmap` each would pay
+        for every branch.
+        """
+        if self.sequential:
+            return jax.lax.map(lambda row: function(*row), arguments)
+        return jax.vmap(function)(*arguments)
 
 
 def only_in_chains(kernel: Any) -> bool:
@@ -57,7 +70,7 @@ def only_in_chains(kernel: Any) -> bool:
     return getattr(kernel, "only_in_chains", False) or any(map(only_in_chains, parts))
 
 
-class TraceKernel:
+class TraceKernel(abc.ABC):
     """A kernel on traces. Subclasses are frozen dataclasses, hashable: a list among their settings becomes a tuple.
 
     Attributes:
@@ -79,6 +92,7 @@ class TraceKernel:
         """Return the program that chains run: the same measure on traces, as this kernel's parts want it."""
         return program
 
+    @abc.abstractmethod
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves on a program's traces.
 
@@ -86,4 +100,3 @@ class TraceKernel:
             SiteValueError: the kernel's sites are none of the program's.
             SiteTypeError: they are of a kind that it cannot move.
         """
-        raise NotImplementedError

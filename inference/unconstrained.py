@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ppl.errors import SiteTypeError
-from ppl.inference.presence import along, presence, stopping_loop
+from ppl.inference.presence import along, presence, require_fixed_presence
 from ppl.trace_space import Selector, TraceSpace
 
 __all__ = ["UnconstrainedSites", "as_selector", "require_tuning", "require_unit_interval"]
@@ -101,7 +101,6 @@ def _continuous_sites(kernel: Any, space: TraceSpace, selector: Selector) -> tup
             )
     else:
         names = space.select(selector)
-    others = frozenset(space.staged.sites)
     for name in names:
         site = space.sites[name]
         if site.is_discrete:
@@ -114,13 +113,7 @@ def _continuous_sites(kernel: Any, space: TraceSpace, selector: Selector) -> tup
                 f"{title} cannot move the site {name!r} ({site.where}): its distribution does not state its support. "
                 "Kernels that can: MH, Regenerate."
             )
-        loop = stopping_loop(space.staged.block, frozenset({name}), others)
-        if loop is not None:
-            raise SiteTypeError(
-                f"{title} cannot move the site {name!r} ({site.where}): when the loop at {loop.where} stops depends "
-                "on it, "
-                "and with it how many sites there are. SuffixMH, Regenerate or ParticleGibbs can."
-            )
+        require_fixed_presence(title, space, name)
         try:
             jax.eval_shape(lambda sites, n=name: space.unconstrain(sites, (n,)), space.site_types)
         except NotImplementedError as error:

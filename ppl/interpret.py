@@ -13,7 +13,7 @@ For particles n = 1..N the interpreter keeps log-weights w_n and log Z, with the
     sample with a given value           x_n = value           w_n += log p(value)
     sample that is redrawn              as drawn, where a mask says so, else as given
     observe, factor                                           w_n += log-density, log-weight
-    selection (end of an outermost iteration)                 see `Selection`
+    selection (end of an outermost iteration)                 see `ppl.selection`
 
 Selection replaces particle n by its ancestor. A particle moves whole (law L3): the loop's carry, what its body closes
 over, and, by the composed ancestor index once the loop has ended, whatever lives across it. Histories are stored
@@ -30,104 +30,22 @@ computed from them is computed anew by replaying the prefix.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 
-from ppl import chance, draws
+from ppl import draws, replay
 from ppl.dataflow import stretch_flags
 from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
-from ppl.lanes import Frame, Lane, has_long_rows, move, read, take, time_first, trace_back
+from ppl.iterate import iterate
+from ppl.lanes import Frame, Lane, read, take, trace_back
 from ppl.loops import LoopPlan
+from ppl.replay import Rejuvenation
+from ppl.selection import Selection
 
-__all__ = ["Interpreter", "Rejuvenation", "Result", "Selected", "Selection", "Weighing"]
-
-
-class Weighing(NamedTuple):
-    """What selection knows of the weights: their log-sum, their effective sample size, their entropy, all scalars."""
-
-    log_sum: Any
-    ess: Any
-    entropy: Any
-
-
-class Rejuvenation(NamedTuple):
-    """Moves between the iterations of outermost loops.
-
-    Attributes:
-        move: `(key, sites, stop) -> (sites, acceptance)`, with sites by name, `[N, ...]`, of the prefix that has `stop`
-            iterations; it leaves the measure of that prefix as it is. The acceptance is a scalar.
-        every: a move is due after every so many iterations.
-    """
-
-    move: Callable[[Any, dict[str, Any], Any], tuple[dict[str, Any], Any]]
-    every: int
-
-
-class Choice(NamedTuple):
-    """What else counts while ancestors are chosen.
-
-    Attributes:
-        ahead: log-weights `[N]` that count while choosing and are taken out of the children's.
-        future: gives, `[N]`, the log-density of the retained particle's future after each particle: its past is drawn
-            anew.
-    """
-
-    ahead: Any = None
-    future: Callable[[], Any] | None = None
-
-
-class Selected(NamedTuple):
-    """The outcome of a selection.
-
-    Attributes:
-        ancestors: `int32[N]`.
-        children_log_weights: a function of ancestors `int32[N]`, which may have been put in another order: the
-            log-weights `[N]` that their children start with.
-        log_mass: the log-mass taken out of the weights, a scalar.
-        temperature: the temperature at which the ancestors were drawn, a scalar.
-    """
-
-    ancestors: Any
-    children_log_weights: Callable[[Any], Any]
-    log_mass: Any
-    temperature: Any = 1.0
-
-
-class Selection(Protocol):
-    """What a population algorithm does at the end of an iteration of an outermost loop.
-
-    `may_resample` is False for algorithms that only watch the weights; `anneals` is True for those that resample at a
-    temperature; `looks_ahead` for those that want to know the weights of an iteration before choosing who makes it.
-    """
-
-    may_resample: bool
-    anneals: bool
-    looks_ahead: bool
-
-    def weigh(self, log_weights) -> Weighing:
-        """Summarise log-weights `[N]`."""
-
-    def foresee(self, increments):
-        """Return what is added to log-weights `[N]` while choosing, given what a trial of the next iteration added."""
-
-    def due(self, weighing: Weighing, progress):
-        """Return whether to resample now: a Python bool where that is fixed beforehand, else a traced one.
-
-        `progress` is the share, in (0, 1], of the loop's iterations that are done.
-        """
-
-    def select(self, key, log_weights, weighing: Weighing, progress, retained=None) -> Selected:
-        """Choose ancestors after the share `progress`, in (0, 1], of the loop's iterations.
-
-        `retained`, an index, is the ancestor of particle 0, for selections that pin it.
-
-        Invariant (1) must hold: E[sum over children of exp(new w) * exp(mass)] = exp(w) for each particle.
-        """
+__all__ = ["Interpreter", "Result"]
 
 
 @dataclasses.dataclass
@@ -213,7 +131,7 @@ class Interpreter:
         keys = None if key is None else jax.random.split(key, max(block.num_keys, 1))
         lanes = {name: Lane(value) for name, value in (given or {}).items()}
         lanes |= {name: Lane(value, True) for name, value in (given_each or {}).items()}
-        frame = self._frame(lanes, block, [Lane(jnp.asarray(x)) for x in inputs])
+        frame = self.frame(lanes, block, [Lane(jnp.asarray(x)) for x in inputs])
         frame.retained, frame.redrawn, frame.stop = retained or {}, redrawn or {}, stop
         value = self.block(block, frame.inputs, keys, frame)
         sites = {name: frame.env[v] for name, (v, _) in frame.records.items()}
@@ -222,7 +140,7 @@ class Interpreter:
             value, sites, present, frame.log_weights, frame.log_mass, frame.diagnostics, frame.blame, frame.genealogy
         )
 
-    def _frame(self, given: Mapping[str, Lane], block: Block, inputs: list[Lane]) -> Frame:
+    def frame(self, given: Mapping[str, Lane], block: Block, inputs: list[Lane]) -> Frame:
         """Return the frame in which a whole program is walked."""
         shape = () if self.num_particles is None else (self.num_particles,)
         return Frame(jnp.zeros(shape), given, block=block, inputs=inputs)
@@ -231,10 +149,10 @@ class Interpreter:
 
     def block(self, block: Block, args: list[Lane], keys, frame: Frame) -> list[Lane]:
         """Walk a block: given its inputs, return its outputs. The frame keeps what happened."""
-        self._walk(block, args, keys, frame)
+        self.walk(block, args, keys, frame)
         return [read(frame, a) for a in block.outputs]
 
-    def _walk(
+    def walk(
         self,
         block: Block,
         args: list[Lane],
@@ -268,6 +186,12 @@ class Interpreter:
                 if segment is through:
                     return later
         return outputs
+
+    def walk_through(self, loop: Loop, frame: Frame) -> tuple[LoopPlan, dict[str, Any]]:
+        """Walk a program of given sites up to a loop and through it: the loop's plan and its last state."""
+        needed_later = self.walk(frame.block, frame.inputs, None, frame, before=loop)
+        plan = LoopPlan(self, loop, frame, needed_later)
+        return plan, self.iterate(plan, None)[0]
 
     def _apply(self, function: Callable, lanes: list[Lane], stretch: Stretch | None = None) -> list[Lane]:
         """Apply a function of one particle's values, returning a list, to lanes."""
@@ -396,17 +320,21 @@ class Interpreter:
         iteration_keys = None
         if keys is not None:
             iteration_keys = jax.random.split(keys[node.key_index], (node.length, node.body.num_keys + 1))
-        state, out = self._iterate(plan, iteration_keys, frame)
+        state, out = self.iterate(plan, iteration_keys)
         frame.log_weights = state["log_weights"]
         if plan.selects:
             self._note(plan, state, out, frame)
         if plan.rejuvenates:  # what was computed from the sites is computed anew, now that they will not move again
-            replayer, replay = self._replay(plan, frame, state["sites"], keep=self.keep)
-            replayer._walk(frame.block, frame.inputs, None, replay, through=node)
-            frame.env, frame.records = replay.env, replay.records
+            replayer, known = replay.replaying(plan, state["sites"], keep=self.keep)
+            replayer.walk(known.block, known.inputs, None, known, through=node)
+            frame.env, frame.records = known.env, known.records
         else:
             self._finish(plan, state, out, frame)
         self._pass(plan, frame)
+
+    def iterate(self, plan: LoopPlan, keys) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run a loop's iterations; returns its last state and what each iteration put out, stacked."""
+        return iterate(plan, keys)
 
     def _pass(self, plan: LoopPlan, frame: Frame) -> None:
         """Leave a loop behind: what follows an outermost one does not belong to a prefix that ends in it."""
@@ -469,259 +397,6 @@ class Interpreter:
         for name, counts in out["blame"].items():
             summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
             frame.blame[name] = summed | {"start": frame.steps}
-
-    def _iterate(self, plan: LoopPlan, keys, frame: Frame):
-        """Run the iterations; returns the last state and what each iteration put out, stacked."""
-        node = plan.node
-        state = plan.initial_state(frame)
-        xs = self.rows(plan) | {"keys": keys}
-        if plan.looks_ahead or self.ancestor_sampling == "step":
-            following = {name: xs[name] for name in ("t", "xs", "given", "retained")}
-            xs["next"] = jax.tree.map(lambda a: jnp.roll(a, -1, 0), following) | {"redrawn": {}}
-
-        def iteration(state, x):
-            return self._iteration(plan, frame, state, x)
-
-        if node.length == 0:
-            first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
-            shapes = jax.eval_shape(iteration, state, first)[1]
-            return state, jax.tree.map(lambda s: jnp.zeros((0, *s.shape), s.dtype), shapes)
-        if not plan.may_end_early:
-            return jax.lax.scan(iteration, state, xs)
-
-        # Frozen particles change nothing, so the loop may end once all are: a while loop that fills the stacks itself.
-        last = node.length if plan.stop is None else jnp.minimum(plan.stop, node.length)
-        first = jax.tree.map(lambda a: a[0], xs)
-        program, shapes = jax.make_jaxpr(iteration, return_shape=True)(state, first)
-        run, tree = jex.jaxpr_as_fun(program), jax.tree.structure(shapes)
-        stacks = jax.tree.map(lambda s: jnp.zeros((node.length, *s.shape), s.dtype), shapes[1])
-        if "ancestors" in stacks:
-            stacks["ancestors"] = stacks["ancestors"] + jnp.arange(self.num_particles, dtype=jnp.int32)
-
-        def running(loop_state):
-            state, _ = loop_state
-            going_on = state["step"] < last
-            if node.until is None:
-                return going_on
-            # Where nothing is resampled, iterations of the frozen change nothing: runs side by side end together.
-            return going_on & ~(jnp.all if plan.moves else _all_of_all)(state["done"])
-
-        def step(loop_state):
-            state, stacks = loop_state
-            x = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, state["step"], keepdims=False), xs)
-            new_state, out = jax.tree.unflatten(tree, run(*jax.tree.leaves((state, x))))
-            write = lambda stack, o: jax.lax.dynamic_update_index_in_dim(stack, o, state["step"], 0)  # noqa: E731
-            return new_state, jax.tree.map(write, stacks, out)
-
-        return jax.lax.while_loop(running, step, (state, stacks))
-
-    def rows(self, plan: LoopPlan) -> dict[str, Any]:
-        """Return what the iterations are given one after another, time axes leading."""
-        node, frame = plan.node, plan.frame
-        return {
-            "t": jnp.arange(node.length),
-            "xs": [time_first(read(frame, a)) for a in node.xs],
-            "given": {n: time_first(frame.given[n]) for n in node.body.names if n in frame.given},
-            "retained": {n: frame.retained[n] for n in node.body.names if n in frame.retained},
-            "redrawn": {n: frame.redrawn[n] for n in node.body.names if n in frame.redrawn},
-        }
-
-    def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
-        body, new_carry, ys, mask = self._body(plan, frame, state, x)
-        new_state = plan.state_of(new_carry) | {"step": state["step"] + 1, "log_weights": body.log_weights}
-        output = {"history": plan.collect(body, ys, mask), "blame": body.blame}
-        if plan.node.until is not None:
-            new_state["done"] = plan.stopped(new_carry, state)
-        if plan.holds_sites:
-            new_state["sites"] = plan.written(state["sites"], body, mask, x["t"])
-        if plan.selects:
-            if self.genealogy == "future":
-                output["before"] = {"carry": new_state["carry"], "log_weights": body.log_weights}
-            choice = Choice()
-            if plan.looks_ahead:
-                choice = Choice(ahead=self._foresee(plan, frame, state | new_state, x))
-            elif self.ancestor_sampling is not None:
-                choice = Choice(future=self._future(plan, frame, state | new_state, x))
-            self._select(plan, state, new_state, output, x, choice)
-        if plan.rejuvenates:
-            self._rejuvenate(plan, frame, new_state, output, x)
-        return new_state, output
-
-    def _foresee(self, plan: LoopPlan, frame: Frame, state, x):
-        """Try the next iteration with a key of its own; returns what `Selection.foresee` makes of its weights."""
-        key = jax.random.fold_in(x["keys"][-1], 1)
-        keys = jax.random.split(key, plan.node.body.num_keys + 1)
-        increments = self._increments(plan, frame, state, x["next"] | {"keys": keys, "retained": {}})
-        return jax.lax.stop_gradient(self.selection.foresee(jnp.where(x["t"] + 1 < plan.node.length, increments, 0.0)))
-
-    def _future(self, plan: LoopPlan, frame: Frame, state, x) -> Callable[[], Any]:
-        """Return what gives, `[N]`, the log-density of the retained particle's future after each particle."""
-        if self.ancestor_sampling == "step":
-            following = x["next"] | {"given": x["next"]["given"] | x["next"]["retained"], "retained": {}, "keys": None}
-            increments = lambda: self._increments(plan, frame, state, following)  # noqa: E731
-            return lambda: jnp.where(x["t"] + 1 < plan.node.length, increments(), 0.0)
-
-        def whole():
-            sites = plan.continued(state["sites"], frame.retained, x["t"])
-            replayer, replay = self._replay(plan, frame, sites, keep=self.keep)
-            replayer._walk(frame.block, frame.inputs, None, replay)
-            _, prefix = self._replay(plan, frame, sites, stop=plan.start + x["t"] + 1)
-            replayer._walk(frame.block, frame.inputs, None, prefix)
-            possible = (prefix.log_weights > -jnp.inf) & plan.same_future(replay, x["t"])
-            return jnp.where(possible, replay.log_weights - jnp.where(possible, prefix.log_weights, 0.0), -jnp.inf)
-
-        return whole
-
-    def _increments(self, plan: LoopPlan, frame: Frame, state, x):
-        """Return what an iteration adds to the log-weights, `[N]`; 0 for the dead, and where that is not a number."""
-        before = state["log_weights"]
-        after = self._body(plan, frame, state, x)[0].log_weights
-        comparable = (before > -jnp.inf) & ~jnp.isnan(after)
-        return jnp.where(comparable, after - jnp.where(comparable, before, 0.0), 0.0)
-
-    def _body(self, plan: LoopPlan, frame: Frame, state, x):
-        """Walk the body once: its frame, the carry and outputs, and which particles it counts for; None for all."""
-        node, flags = plan.node, plan.flags
-        carry = plan.carry_lanes(state)
-        constants = [plan.constant(a, state) for a in node.constants]
-        active, running = frame.active, None
-        if node.until is not None:
-            running = self.map(jnp.logical_not, Lane(state["done"], flags.done))
-        if plan.stop is not None:
-            before = Lane(x["t"] < plan.stop)
-            running = before if running is None else self.map(jnp.logical_and, running, before)
-        if running is not None:
-            active = running if active is None else self.map(jnp.logical_and, active, running)
-
-        def walked(array, lane: Lane) -> Lane:
-            # What a loop walks along was stored as the particles stood when it began.
-            moved = lane.random and plan.keeps_index
-            return Lane(take(array, state["index"]) if moved else array, lane.random)
-
-        given = {name: walked(value, frame.given.get(name, Lane(None))) for name, value in x["given"].items()}
-        body = Frame(state["log_weights"], given, active, frame.depth + 1, retained=x["retained"], redrawn=x["redrawn"])
-        if plan.holds_sites:
-            xs = [
-                Lane(jax.lax.dynamic_index_in_dim(state["walked"][i], x["t"], 1, keepdims=False), True)
-                if i in state["walked"]
-                else Lane(array)
-                for i, array in enumerate(x["xs"])
-            ]
-        else:
-            xs = [walked(array, read(frame, atom)) for array, atom in zip(x["xs"], node.xs, strict=True)]
-        args = [*constants, *carry, *xs]
-        out = self.block(node.body, args, x["keys"], body)
-        new_carry, ys = out[: len(carry)], out[len(carry) :]
-        if running is not None:
-            new_carry = [
-                new if same or scratch else self.map(jnp.where, running, new, old)
-                for old, new, same, scratch in zip(carry, new_carry, node.invariant, node.scratch, strict=True)
-            ]
-        return body, new_carry, ys, None if running is None else active
-
-    def _select(self, plan: LoopPlan, state, new_state, output, x, choice: Choice) -> None:
-        """Resample if it is due: changes `new_state`, and adds what happened to `output`."""
-        ahead = choice.ahead
-        selection, num, log_weights = self.selection, self.num_particles, new_state["log_weights"]
-        weighing = choosing = selection.weigh(log_weights)
-        if ahead is not None:
-            choosing = selection.weigh(log_weights + ahead)
-        progress = (x["t"] + 1).astype(jnp.float32) / plan.node.length
-        due = selection.due(choosing, progress) if selection.may_resample else False
-        moving = plan.moving(state, new_state)
-
-        def resample(moving, log_weights):
-            first = log_weights if ahead is None else log_weights + ahead
-            key, retained = x["keys"][-1], {}
-            if choice.future is not None:
-                retained["retained"] = chance.categorical(jax.random.fold_in(key, 3), log_weights + choice.future())
-            ancestors, children, mass, temperature = selection.select(key, first, choosing, progress, **retained)
-            mass, temperature = (jnp.asarray(a, log_weights.dtype) for a in (mass, temperature))
-            moving, ancestors = move(moving, ancestors, any_order=choice.future is None)
-            start = children(ancestors)
-            start = start if ahead is None else start - take(ahead, ancestors)
-            return moving, start, mass, ancestors, temperature
-
-        def stay(moving, log_weights):
-            none = jnp.zeros((), log_weights.dtype)
-            return moving, log_weights, none, jnp.arange(num, dtype=jnp.int32), none + 1
-
-        if due is False:
-            mass, ancestors, temperature = jnp.zeros((), log_weights.dtype), None, None
-        elif due is True and not has_long_rows(moving):
-            moving, log_weights, mass, ancestors, temperature = resample(moving, log_weights)
-        else:  # in a branch, even one that is always taken, XLA overwrites long rows in place; outside it copies them
-            predicate = x["t"] >= 0 if due is True else due
-            moving, log_weights, mass, ancestors, temperature = jax.lax.cond(
-                predicate, resample, stay, moving, log_weights
-            )
-        plan.put_back(new_state, moving)
-        new_state["log_weights"] = log_weights
-        new_state["log_mass"] = state["log_mass"] + mass
-        output["diagnostics"] = {
-            "ess": weighing.ess,
-            "resampled": jnp.asarray(due),
-            "log_evidence": state["log_mass"] + weighing.log_sum - jnp.log(float(num)),
-        }
-        if ancestors is not None:
-            output["ancestors"] = ancestors
-            if selection.anneals:
-                output["diagnostics"]["temperature"] = temperature
-        if self.progress is not None:
-            self.progress(x["t"], plan.node.length, weighing.ess)
-
-    # Moves between iterations, see `Rejuvenation` ---------------------------------------------------------------------
-
-    def _rejuvenate(self, plan: LoopPlan, frame: Frame, new_state, output, x) -> None:
-        """Move the particles if that is due: changes `new_state`, and adds what happened to `output`."""
-        stop = plan.start + x["t"] + 1
-        held = plan.computed(new_state)
-
-        def moved(sites, held):
-            key = jax.random.fold_in(x["keys"][-1], 2)
-            new_sites, acceptance = self.rejuvenation.move(key, sites, stop)
-            replayer, replay = self._replay(plan, frame, new_sites, stop=stop)
-            later = replayer._walk(frame.block, frame.inputs, None, replay, before=plan.node)
-            there = LoopPlan(replayer, plan.node, replay, later)
-            state, _ = replayer._iterate(there, None, replay)
-            new_held = plan.computed(plan.replayed(there, state, replay))
-            # Those that did not move keep what they had, to the bit.
-            same = [jnp.all((sites[name] == new_sites[name]).reshape(self.num_particles, -1), axis=1) for name in sites]
-            stay = functools.reduce(jnp.logical_and, same, jnp.ones(self.num_particles, bool))
-
-            def kept(old, new):
-                return jnp.where(stay.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
-
-            return new_sites, jax.tree.map(kept, held, new_held), jnp.asarray(acceptance, jnp.float32)
-
-        def stayed(sites, held):
-            return sites, held, jnp.float32(jnp.nan)
-
-        due = stop % self.rejuvenation.every == 0
-        sites, held, acceptance = jax.lax.cond(due, moved, stayed, new_state["sites"], held)
-        plan.put_computed(new_state, held)
-        new_state["sites"] = sites
-        output["diagnostics"]["acceptance"] = acceptance
-
-    def _replay(self, plan: LoopPlan, frame: Frame, sites, *, stop=None, keep=frozenset()):
-        """Return an interpreter and the frame in which it walks a program along given sites, `[N, ...]` by name."""
-        replayer = Interpreter(self.num_particles, weigh_draws=True, keep=keep)
-        given = frame.given | {name: Lane(value, True) for name, value in sites.items()}
-        replay = replayer._frame(given, frame.block, frame.inputs)
-        replay.stop = stop
-        return replayer, replay
-
-
-@jax.custom_batching.custom_vmap
-def _all_of_all(flags):
-    """Return whether all flags are set; under `jax.vmap` those of all lanes, so that a loop has one predicate."""
-    return jnp.all(flags)
-
-
-@_all_of_all.def_vmap
-def _all_of_all_lanes(axis_size, in_batched, flags):
-    del axis_size, in_batched
-    return _all_of_all(flags), False
 
 
 def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:

@@ -70,9 +70,9 @@ class LoopPlan:
         shared_given = frozenset(name for name, lane in frame.given.items() if not lane.random)
         return dataflow.loop_flags(node, *groups, shared_given)
 
-    def initial_state(self, frame: Frame) -> dict[str, Any]:
+    def initial_state(self) -> dict[str, Any]:
         """Return the state before the first iteration."""
-        interpreter, node = self.interpreter, self.node
+        interpreter, node, frame = self.interpreter, self.node, self.frame
         init = [read(frame, a) for a in node.init]
         state = self.state_of(init) | {"step": jnp.zeros((), jnp.int32), "log_weights": frame.log_weights}
         if self.selects:
@@ -81,20 +81,20 @@ class LoopPlan:
             if self.keeps_index:
                 state["index"] = jnp.arange(interpreter.num_particles, dtype=jnp.int32)
         if self.holds_sites:
-            state["walked"] = self.walked(frame)
-            state["sites"] = self.sites_so_far(frame)
+            state["walked"] = self.walked()
+            state["sites"] = self.sites_so_far()
         if node.until is not None:
             state["done"] = self.stopped(init, state)
         return state
 
-    def walked(self, frame: Frame) -> dict[int, Any]:
+    def walked(self) -> dict[int, Any]:
         """Return the values that the loop walks along and that differ between particles, `[N, T, ...]`, by place."""
-        return {i: read(frame, self.node.xs[i]).array for i in self.random_xs}
+        return {i: read(self.frame, self.node.xs[i]).array for i in self.random_xs}
 
-    def sites_so_far(self, frame: Frame) -> dict[str, Any]:
+    def sites_so_far(self) -> dict[str, Any]:
         """Return the values of all free sites, `[N, ...]`: zeros where they have none yet."""
         num, types = self.interpreter.num_particles, self.interpreter.site_types
-        drawn = {name: self.interpreter.full(frame.env[v]) for name, (v, _) in frame.records.items()}
+        drawn = {name: self.interpreter.full(self.frame.env[v]) for name, (v, _) in self.frame.records.items()}
         return {
             name: drawn[name] if name in drawn else jnp.zeros((num, *t.shape), t.dtype) for name, t in types.items()
         }
@@ -157,16 +157,12 @@ class LoopPlan:
         held["carry"] = [a for a, flag in zip(state["carry"], changing, strict=True) if flag]
         return held | ({"done": state["done"]} if self.flags.done else {})
 
-    def replayed(self, there: LoopPlan, state, replay: Frame) -> dict[str, Any]:
-        """Return the state of this loop after a replay up to it, which a plan of its own made."""
+    def replayed(self, there: LoopPlan, state) -> dict[str, Any]:
+        """Return the state of this loop after a replay through it, which a plan of its own made."""
         assert there.flags == self.flags  # a site that is given to each particle is as random as one that is drawn
-        new = {"carry": state["carry"], "captured": [replay.env[v].array for v in self.captured]}
-        new["walked"] = self.walked(replay)
+        new = {"carry": state["carry"], "captured": [there.frame.env[v].array for v in self.captured]}
+        new["walked"] = there.walked()
         return new | ({"done": state["done"]} if "done" in state else {})
-
-    def put_computed(self, state, held) -> None:
-        """Write what was computed anew back into a state."""
-        self.put_back(state, held)
 
     def genealogy(self, out, histories) -> dict[str, Any]:
         """Return how the population went, as it was: histories by site, ancestors, and what came before selections."""

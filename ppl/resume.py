@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ppl.interpret import Interpreter
 from ppl.ir import Loop
+from ppl.iterate import iterate
 from ppl.lanes import Frame
 from ppl.loops import LoopPlan
 
@@ -66,14 +67,18 @@ class ResumableInterpreter(Interpreter):
         super()._score(node, frame)
         frame.redrawn = redrawn
 
-    def _iterate(self, plan: LoopPlan, keys, frame: Frame):
+    def iterate(self, plan: LoopPlan, keys) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run a loop's iterations, the chosen one's from `first` on; its rows before that are the checkpoint's."""
         if plan.node is not self.loop:
-            return super()._iterate(plan, keys, frame)
+            return super().iterate(plan, keys)
         plan.may_end_early = True
-        if self.checkpoint is not None:
-            begun = self._begun(plan)
-            plan.initial_state = lambda frame: begun
-        state, rows = super()._iterate(plan, keys, frame)
+
+        def entering(state):
+            kept = [a for a, flag in zip(state["carry"], _is_scratch(plan), strict=True) if not flag]
+            return {"entering": {name: a for name, a in state.items() if name != "step"} | {"carry": kept}}
+
+        begun = None if self.checkpoint is None else self._begun(plan)
+        state, rows = iterate(plan, keys, state=begun, also=entering)
         if self.checkpoint is not None:
             before = jnp.arange(plan.node.length) < self.first
 
@@ -84,13 +89,6 @@ class ResumableInterpreter(Interpreter):
         scratch = [a for a, flag in zip(state["carry"], _is_scratch(plan), strict=True) if flag]
         self.left["checkpoint"] = Checkpoint(rows, scratch)
         return state, rows
-
-    def _iteration(self, plan: LoopPlan, frame: Frame, state, x):
-        new_state, output = super()._iteration(plan, frame, state, x)
-        if plan.node is self.loop:
-            kept = [a for a, flag in zip(state["carry"], _is_scratch(plan), strict=True) if not flag]
-            output["entering"] = {name: a for name, a in state.items() if name != "step"} | {"carry": kept}
-        return new_state, output
 
     def _begun(self, plan: LoopPlan) -> dict[str, Any]:
         """Return the loop's state before iteration `first`."""

@@ -5,7 +5,7 @@ loop had stopped, are zeros. For a program with joint density gamma(x) = prod p(
 
     log_density(x)           log gamma(x)                                                                          (1)
     redraw(x, R)             x' ~ q_R(. | x_-R): the entries R drawn anew, from the program's laws or proposals,
-                             with  log gamma(x') - log q_R(x'_R | x_-R)  and the same of x                         (2)
+                             with the log-weight  log gamma(x') - log q_R(x'_R | x_-R)                             (2)
     unconstrained            log gamma(T(z)) + log |det dT/dz|                                                     (3)
 
 Everything is written for one trace; callers `jax.vmap` over chains or particles. Under rejuvenation gamma is the
@@ -22,23 +22,16 @@ import jax.numpy as jnp
 
 from ppl.dataflow import futures_are_one_step
 from ppl.errors import SiteValueError
-from ppl.interpret import Interpreter, Result, Selection
+from ppl.interpret import Interpreter, Result
 from ppl.ir import Score
 from ppl.program import Site, Staged
+from ppl.selection import Selection
 from ppl.trace import along_times
 
-__all__ = ["Evaluated", "Redrawn", "Selector", "TraceSpace"]
+__all__ = ["Evaluated", "Selector", "TraceSpace"]
 
 Selector = str | Sequence[str] | Callable[[str], bool] | None
 """Which sites: None for all, a name, a prefix that ends in "/", a sequence of these, or a function of the name."""
-
-
-class Redrawn(NamedTuple):
-    """A trace with some entries drawn anew; both log-weights are log gamma - log q_R of (2)."""
-
-    sites: dict[str, Any]
-    log_weight: Any
-    old_log_weight: Any
 
 
 class Evaluated(NamedTuple):
@@ -153,18 +146,25 @@ class TraceSpace:
         present = {name: None if mask is None else mask.array for name, mask in result.present.items()}
         return Evaluated(_arrays(result), result.log_weights, present)
 
-    def redraw(self, key, sites: Mapping[str, Any], redrawn: Mapping[str, Any]) -> Redrawn:
-        """Draw some entries anew; see (2).
+    def redraw(self, key, sites: Mapping[str, Any], redrawn: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Draw some entries anew: the new trace, and its log-weight (2).
 
         Args:
             key: a PRNG key.
             sites: a trace.
             redrawn: by name which entries, a bool array of the site's `time_shape`.
         """
-        masks = {name: jnp.broadcast_to(mask, self.sites[name].time_shape) for name, mask in redrawn.items()}
-        new = self._run(sites, key, redrawn=masks, keep=frozenset(self.sites))
-        old = self._run(sites, redrawn=masks, retained={name: sites[name] for name in masks})
-        return Redrawn(_arrays(new), new.log_weights, old.log_weights)
+        masks = self._masks(redrawn)
+        result = self._run(sites, key, redrawn=masks, keep=frozenset(self.sites))
+        return _arrays(result), result.log_weights
+
+    def redraw_log_weight(self, sites: Mapping[str, Any], redrawn: Mapping[str, Any]) -> Any:
+        """Return the log-weight (2) that a trace would have, had these entries been drawn anew."""
+        masks = self._masks(redrawn)
+        return self._run(sites, redrawn=masks, retained={name: sites[name] for name in masks}).log_weights
+
+    def _masks(self, redrawn: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: jnp.broadcast_to(mask, self.sites[name].time_shape) for name, mask in redrawn.items()}
 
     def simulate(self, key) -> tuple[dict[str, Any], Any]:
         """Return a trace drawn from the program's laws, and (1) of it."""
@@ -225,10 +225,14 @@ class TraceSpace:
         interpreter = Interpreter(num_particles, selection, **options)
         return interpreter.run(self.staged.block, self.inputs, key, self.given, retained, stop=self.stop)
 
-    @property
-    def futures_are_one_step(self) -> bool:
-        """Whether one iteration tells how likely a future is after a particle, see `ppl.dataflow`."""
-        return futures_are_one_step(self.staged.block, frozenset(self.given))
+    def futures_are_one_step(self, sites: Sequence[str] | None = None) -> bool:
+        """Return whether one iteration tells how likely a future is after a particle, see `ppl.dataflow`.
+
+        Args:
+            sites: the names of those that differ between particles; None for all that are free.
+        """
+        given = frozenset(self.given) | (set() if sites is None else self.sites.keys() - set(sites))
+        return futures_are_one_step(self.staged.block, given)
 
     @property
     def site_types(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -95,9 +95,10 @@ def assert_joint(
         between = {name: latent.get(name, value) for name, value in sites.items()}
         if not observed:
             return between, (sites, between)
-        new = joint.redraw(data_key, between, dict.fromkeys(observed, True))
-        accepted = chance.accept(accept_key, new.log_weight - new.old_log_weight)
-        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new.sites, between), (sites, between)
+        redrawn = dict.fromkeys(observed, True)
+        new, log_weight = joint.redraw(data_key, between, redrawn)
+        accepted = chance.accept(accept_key, log_weight - joint.redraw_log_weight(between, redrawn))
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, between), (sites, between)
 
     def chain(key):
         keys = jax.random.split(key, length + 1)
@@ -105,8 +106,8 @@ def assert_joint(
 
     draw = jax.jit(jax.vmap(lambda key: joint.simulate(key)[0]))
     prior = draw(jax.random.split(prior_key, num_draws))
-    sequential = moves_given(jax.tree.map(lambda a: a[0], prior)).sequential
-    alternate = jax.jit(lambda keys: jax.lax.map(chain, keys) if sequential else jax.vmap(chain)(keys))
+    moves = moves_given(jax.tree.map(lambda a: a[0], prior))
+    alternate = jax.jit(lambda keys: moves.over(chain, keys))
     halves = alternate(jax.random.split(chain_key, num_chains))
     halves = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), halves)
     evaluate = _default_functions(prior, num_draws) if functions is None else _users_functions(functions)

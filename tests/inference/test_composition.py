@@ -107,17 +107,23 @@ class Count(TraceKernel):
         return ppl.condition(program, {}) if self.promise == "invariant" else dataclasses.replace(program, decode=repr)
 
     def bind(self, space):
-        moves = Moves()
-        moves.sites = () if self.site is None else (self.site,)
-        moves.sequential = self.gradient
-        moves.init = lambda key, sites, num_warmup: {"steps": jnp.int32(0), "seen": jnp.int32(0), "told": num_warmup}
-        moves.step = lambda key, sites, memory: (
-            sites,
-            memory | {"steps": memory["steps"] + 1},
-            {"acceptance": jnp.float32(0.25 if self.site == "a" else 0.75), "own": jnp.float32(2.0)},
-        )
-        moves.refresh = lambda key, sites, memory: memory | {"seen": memory["seen"] + 1}
-        return moves
+        return CountingMoves(self)
+
+
+class CountingMoves(Moves):
+    def __init__(self, kernel):
+        self.sites = () if kernel.site is None else (kernel.site,)
+        self.sequential = kernel.gradient
+
+    def init(self, key, sites, num_warmup):
+        return {"steps": jnp.int32(0), "seen": jnp.int32(0), "told": num_warmup}
+
+    def step(self, key, sites, memory):
+        info = {"acceptance": jnp.float32(0.25 if self.sites == ("a",) else 0.75), "own": jnp.float32(2.0)}
+        return sites, memory | {"steps": memory["steps"] + 1}, info
+
+    def refresh(self, key, sites, memory):
+        return memory | {"seen": memory["seen"] + 1}
 
 
 def run_of(kernel, num_steps, num_warmup=0):

@@ -62,7 +62,8 @@ def test_a_step_leaves_the_product_measure_as_it_is(kernel, temperatures, iterat
         moves = tempering.bind(TraceSpace(three().stage()))
         init_key, step_key = jax.random.split(key)
         memory = moves.init(init_key, {"x": replicas[0]}, 0)
-        memory = memory._replace(hot={"x": replicas[1:]}, iteration=jnp.int32(iteration))
+        known = moves.over(lambda beta, x: moves.at(beta).init(init_key, {"x": x}, 0), moves.betas, replicas)
+        memory = memory._replace(hot={"x": replicas[1:]}, memory=known, iteration=jnp.int32(iteration))
         sites, memory, _ = moves.step(step_key, {"x": replicas[0]}, memory)
         return jnp.append(sites["x"], memory.hot["x"])
 

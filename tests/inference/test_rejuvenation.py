@@ -12,6 +12,7 @@ import ppl
 from ppl.inference import MH, SMC, Regenerate
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.testing import assert_properly_weighted
+from tests.finite_programs import hidden_markov, stopping
 from tests.ppl.checks import assert_mean_within_5_standard_errors, repeat
 
 
@@ -94,33 +95,9 @@ def test_what_depends_on_moved_sites_follows_them():
     np.testing.assert_allclose(value["last"], sites["x"][:, -1] + sites["drift"], rtol=1e-6)
 
 
-TRANSITION = jnp.array([[0.7, 0.3], [0.2, 0.8]])
-
-
-@ppl.model
-def hidden_markov(observations):
-    def step(state, y):
-        state = ppl.sample("x", dist.Categorical(probs=TRANSITION[state]))
-        ppl.factor("y", jnp.where(state == y, -0.1, -1.2))
-        return state, state
-
-    return ppl.scan(step, jnp.int32(1), observations)[1]
-
-
-@ppl.model
-def stopping():
-    """Moves may start a stopped trace again, so the loop must not end early."""
-
-    def step(stop, _):
-        x = ppl.sample("x", dist.Bernoulli(0.4))
-        ppl.factor("w", jnp.where(x == 1, 0.7, -0.3))
-        return x == 1, x
-
-    return ppl.scan(step, jnp.array(False), length=2, until=lambda stop: stop)[1]
-
-
 @pytest.mark.parametrize("program", [hidden_markov(jnp.array([0, 1])), stopping()], ids=["hidden markov", "until"])
 def test_every_run_with_moves_counts_as_it_should(program):
+    """Moves may start a stopped trace again, so that a loop with moves must not end early."""
     assert_properly_weighted(program, SMC(2, ess_threshold=1.0, rejuvenation=Regenerate(), rejuvenate_every=2))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,6 @@ def as_chains(posterior):
 
 
 def test_population_is_one_chain_with_its_weights(posterior):
-    pytest.importorskip("arviz")
     tree = posterior.to_arviz({"y": OBSERVED})
     draws = tree["posterior"]
     assert draws["x"].dims == ("chain", "draw", "time_4", "x_dim_0")
@@ -66,7 +66,6 @@ def test_population_is_one_chain_with_its_weights(posterior):
 
 
 def test_absent_entries_are_not_draws(posterior):
-    pytest.importorskip("arviz")
     tree = posterior.to_arviz()
     z, present = tree["posterior"]["z"].values[0], tree["sample_stats"]["present.z"].values[0]
     np.testing.assert_array_equal(present, np.asarray(posterior.present["z"]))
@@ -77,7 +76,6 @@ def test_absent_entries_are_not_draws(posterior):
 
 
 def test_attributes_and_steps_tell_of_the_run(posterior):
-    pytest.importorskip("arviz")
     tree = posterior.to_arviz()
     for attributes in (tree.attrs, tree["posterior"].attrs):
         assert attributes["guarantee"] == "unbiased" and attributes["algorithm"] == "SMC(num_particles=8)"
@@ -90,7 +88,6 @@ def test_attributes_and_steps_tell_of_the_run(posterior):
 
 
 def test_chains_stand_side_by_side(posterior):
-    pytest.importorskip("arviz")
     chains = as_chains(posterior)
     tree = chains.to_arviz()
     assert dict(tree["posterior"]["x"].sizes) == {"chain": 2, "draw": 4, "time_4": 4, "x_dim_0": 2}
@@ -101,7 +98,6 @@ def test_chains_stand_side_by_side(posterior):
 
 
 def test_arviz_reads_it(posterior):
-    arviz = pytest.importorskip("arviz")
     table = arviz.summary(as_chains(posterior).to_arviz(), kind="stats", round_to="none")
     assert float(table.loc["prior.drift", "mean"]) == pytest.approx(
         float(np.mean(posterior.sites["prior/drift"])), rel=1e-5
@@ -109,7 +105,6 @@ def test_arviz_reads_it(posterior):
 
 
 def test_value_stands_in_for_sites_that_were_not_kept():
-    pytest.importorskip("arviz")
     program = ppl.model(lambda: {"a": ppl.sample("x", dist.Normal(0.0, 1.0)), "b": [jnp.zeros(3)]})
     posterior = ppl.infer(program(), ImportanceSampling(5), keep=[])
     draws = posterior.to_arviz()["posterior"]
@@ -118,7 +113,6 @@ def test_value_stands_in_for_sites_that_were_not_kept():
 
 
 def test_time_axes_of_inner_loops_have_names_of_their_own():
-    pytest.importorskip("arviz")
 
     def outer(carry, _):
         ys = ppl.scan(lambda c, _: (c, ppl.sample("x", dist.Normal(0.0, 1.0))), carry, length=2)[1]
@@ -130,7 +124,6 @@ def test_time_axes_of_inner_loops_have_names_of_their_own():
 
 
 def test_several_runs_are_refused(posterior):
-    pytest.importorskip("arviz")
     with pytest.raises(ValueError, match=r"must be of one run, got log-weights of shape \(2, 8\)"):
         jax.tree.map(lambda a: jnp.stack([a, a]), posterior).to_arviz()
 

@@ -6,6 +6,8 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -19,8 +21,7 @@ NUM = 12
 
 @pytest.fixture(autouse=True)
 def _without_a_screen():
-    pytest.importorskip("matplotlib").use("Agg")
-    plt = pytest.importorskip("matplotlib.pyplot")
+    matplotlib.use("Agg")
     yield
     plt.close("all")
 

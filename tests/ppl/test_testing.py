@@ -27,10 +27,9 @@ from ppl.testing import (
     transition_matrix,
 )
 from ppl.testing.resampling_laws import LAWS, conditional_law
+from tests.finite_programs import EMISSION, TRANSITION
 
 KEY = jax.random.key(0)
-TRANSITION = jnp.array([[0.7, 0.3], [0.2, 0.8]])
-EMISSION = jnp.array([[0.9, 0.1], [0.4, 0.6]])
 DATA = jnp.array([0, 1])
 
 

@@ -203,6 +203,7 @@ def test_kernel_ratio_with_the_noising_variance_is_feynman_kac_in_float32():
     assert float(found[0]) == pytest.approx(float(found[1]), abs=0.02)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("churn, power", [(0.5, 0.7), (2.0, 1.5), (1 / 1.5, 1.5)])
 def test_feynman_kac_at_other_churns_gives_the_evidence(churn, power):
     """Of a single Gaussian; its increments are of continuous time, at 600 steps."""

@@ -1,5 +1,6 @@
 """Models for the language tests: the recorded tiny networks, and the real one where its weights are."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -46,6 +48,15 @@ def smollm2_path() -> Path:
 def smollm2(smollm2_path) -> LanguageModel:
     """The real network, read once."""
     return LanguageModel.load(smollm2_path, dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def shallow(smollm2) -> LanguageModel:
+    """The first two blocks of the real network, with its whole vocabulary: laws of programs hold for any network."""
+    decoder = smollm2.decoder
+    decoder.blocks = nnx.List(decoder.blocks[:2])
+    decoder.config = dataclasses.replace(decoder.config, num_layers=2)
+    return LanguageModel(decoder, smollm2.tokenizer, end_tokens=smollm2.end_tokens)
 
 
 @pytest.fixture(scope="session")

@@ -28,27 +28,27 @@ def test_completion_has_evidence_one_and_a_padded_value(smollm2):
 
 
 @pytest.mark.weights
-def test_density_of_a_path_is_that_of_one_parallel_pass(smollm2):
+def test_density_of_a_path_is_that_of_one_parallel_pass(shallow):
     prompt, after = "The capital of France is", " Paris. It is"
-    tokens = smollm2.encode(after)
-    program = smollm2.complete(prompt, max_tokens=len(tokens))
+    tokens = shallow.encode(after)
+    program = shallow.complete(prompt, max_tokens=len(tokens))
     density = ppl.log_density(program, {"path": jnp.asarray(tokens, jnp.int32)})
-    assert float(density) == pytest.approx(smollm2.log_prob(prompt, after), abs=2e-3)
+    assert float(density) == pytest.approx(shallow.log_prob(prompt, after), abs=2e-3)
 
 
 @pytest.mark.weights
-def test_another_prompt_of_the_bucket_and_another_seed_compile_nothing(smollm2):
+def test_another_prompt_of_the_bucket_and_another_seed_compile_nothing(shallow):
     algorithm = ImportanceSampling(2)
-    jax.block_until_ready(ppl.infer(smollm2.complete("Once upon a time", max_tokens=MAX_TOKENS), algorithm).value)
+    jax.block_until_ready(ppl.infer(shallow.complete("Once upon a time", max_tokens=MAX_TOKENS), algorithm).value)
     with compilations() as compiled:
-        process = smollm2.complete("A very different beginning, of another length", max_tokens=MAX_TOKENS)
+        process = shallow.complete("A very different beginning, of another length", max_tokens=MAX_TOKENS)
         jax.block_until_ready(ppl.infer(process, algorithm, seed=1).value)
     assert len(compiled) == 0
 
 
 @pytest.mark.weights
-def test_run_holds_no_array_constants(smollm2):
-    text = lower(smollm2.complete("Once upon a time", max_tokens=MAX_TOKENS), SMC(2)).as_text()
+def test_run_holds_no_array_constants(shallow):
+    text = lower(shallow.complete("Once upon a time", max_tokens=MAX_TOKENS), SMC(2)).as_text()
     sizes = re.findall(r'constant dense<(?:"0x|\[)[^>]*> : tensor<([0-9x]+)x[a-z]', text)
     assert [s for s in sizes if np.prod([int(n) for n in s.split("x")]) > 64] == []
 

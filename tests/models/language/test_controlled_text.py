@@ -48,7 +48,7 @@ def test_choice_has_the_evidence_of_all_its_tokenisations(smollm2, question):
     assert len(log_probs) > 2 * len(WORDS)
     exact = np.logaddexp.reduce(log_probs)
     target = question.constrain(Choice(WORDS))
-    runs = [ppl.infer(target, SMC(64), seed=seed) for seed in range(30)]
+    runs = [ppl.infer(target, SMC(32), seed=seed) for seed in range(20)]
     assert {text for run in runs for text in run.texts} <= set(WORDS)
     ratio = np.exp(np.array([float(run.log_evidence) for run in runs]) - exact)
     error = ratio.std(ddof=1) / np.sqrt(len(runs))
@@ -56,7 +56,7 @@ def test_choice_has_the_evidence_of_all_its_tokenisations(smollm2, question):
     assert abs(ratio.mean() - 1) < 5 * error
 
 
-def test_json_is_valid_every_time(smollm2):
+def test_json_is_valid_every_time(shallow):
     schema = {
         "type": "object",
         "properties": {
@@ -65,23 +65,23 @@ def test_json_is_valid_every_time(smollm2):
         },
         "required": ["fruit", "count"],
     }
-    chat = smollm2.chat([{"role": "user", "content": "Three apples, as JSON."}], max_tokens=28)
+    chat = shallow.chat([{"role": "user", "content": "Three apples, as JSON."}], max_tokens=28)
     posterior = ppl.infer(chat.constrain(JsonSchema(schema), require_end=True), SMC(16), seed=1)
     for text in posterior.texts:
         value = json.loads(text)
         assert set(value) == {"fruit", "count"} and len(value["fruit"]) <= 8 and 1 <= value["count"] <= 9
 
 
-def test_power_of_a_completion_is_the_power_of_its_probability(smollm2):
+def test_power_of_a_completion_is_the_power_of_its_probability(shallow):
     """Two tokens of a restricted alphabet: log Z of p^2 against the sum of squares."""
-    target = smollm2.complete("The letters are", max_tokens=2).constrain(Choice([" a b", " a c", " b c"]))
+    target = shallow.complete("The letters are", max_tokens=2).constrain(Choice([" a b", " a c", " b c"]))
     plain = ppl.infer(target, SMC(8), seed=0)
     squared = target**2.0
-    path = smollm2.encode(plain.texts[0])
+    path = shallow.encode(plain.texts[0])
     assert len(path) == 2
     once, twice = (float(ppl.log_density(t.program(), {"path": jnp.array(path)})) for t in (target, squared))
     assert twice == pytest.approx(2 * once, rel=1e-5)
-    assert once == pytest.approx(smollm2.log_prob("The letters are", plain.texts[0]), rel=1e-4)
+    assert once == pytest.approx(shallow.log_prob("The letters are", plain.texts[0]), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,8 @@ def test_what_cannot_be_is_refused_before_running(question, make, message):
         make(question)
 
 
-def test_host_function_is_called_once_for_all_particles(question):
+def test_host_function_is_called_once_for_all_particles(shallow):
+    question = shallow.complete("One word:", max_tokens=6)
     calls = []
 
     def reward(texts):

@@ -90,12 +90,12 @@ def test_rewound_caches_are_those_of_a_new_run(tiny):
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_chains_and_particles_agree_on_the_real_model(smollm2):
-    question = smollm2.chat([{"role": "user", "content": "Say yes or no."}], max_tokens=3)
+def test_chains_and_particles_agree_on_a_real_vocabulary(shallow):
+    question = shallow.chat([{"role": "user", "content": "Say yes or no."}], max_tokens=3)
     words = ["Yes", "No", "yes", "no", "Yes."]
     target = question.constrain(Choice(words), require_end=True) ** 0.5
     vocabulary = {}
-    for token, data in enumerate(smollm2.byte_vocabulary.tokens):
+    for token, data in enumerate(shallow.byte_vocabulary.tokens):
         if data is not None and len(data) <= 4:
             vocabulary.setdefault(data, []).append(token)
 
@@ -106,7 +106,7 @@ def test_chains_and_particles_agree_on_the_real_model(smollm2):
             (x, y) for first, last in pairs for x in vocabulary.get(first, []) for y in vocabulary.get(last, [])
         ]
 
-    scores = [log_probs(smollm2, question.prompt, spellings(word.encode())) for word in words]
+    scores = [log_probs(shallow, question.prompt, spellings(word.encode())) for word in words]
     weights = np.array([sum(np.exp(0.5 * (text + ends)).sum() for text, ends in of_word) for of_word in scores])
     exact = weights / weights.sum()
     chains = ppl.infer(target, MCMC(SuffixMH(), num_samples=8, num_warmup=3, num_chains=12), seed=0)
@@ -117,8 +117,8 @@ def test_chains_and_particles_agree_on_the_real_model(smollm2):
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_texts_to_the_power_of_four(smollm2):
-    target = smollm2.complete("Once upon a time", max_tokens=6) ** 4.0
+def test_texts_to_the_power_of_four(shallow):
+    target = shallow.complete("Once upon a time", max_tokens=6) ** 4.0
     posterior = ppl.infer(target, MCMC(SuffixMH(), num_samples=3, num_chains=4), seed=0)
     assert len(posterior.texts) == 12 and posterior.num_chains == 4
     acceptance = np.asarray(posterior.diagnostics["acceptance"])

@@ -94,7 +94,8 @@ def replaying(
         stop: how many iterations of outermost loops the prefix has that is walked, a scalar; None walks all.
         keep: the names of the sites to record.
     """
-    replayer = type(plan.interpreter)(plan.interpreter.num_particles, weigh_draws=True, keep=keep)
+    run = plan.interpreter
+    replayer = type(run)(run.num_particles, weigh_draws=True, keep=keep, power=run.power, powered=run.powered)
     given = plan.frame.given | {name: Lane(value, True) for name, value in sites.items()}
     frame = replayer.frame(given, plan.frame.block, plan.frame.inputs)
     frame.stop = stop

@@ -158,6 +158,8 @@ class _Suffixes(Moves):
             first=time,
             checkpoint=checkpoint,
             left=left,
+            power=space.power,
+            powered=space.powered,
         )
         redrawn = {} if time is None else self._masks(time)
         given = {**space.given, **sites}

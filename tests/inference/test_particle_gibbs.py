@@ -1,7 +1,5 @@
 """Particle Gibbs in all its forms: exact transition matrices, long runs against Kalman smoothing, and refusals."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,28 +8,9 @@ import pytest
 
 import ppl
 from ppl.inference import MCMC, SMC, Lookahead, ParisianGibbs, ParticleGibbs
-from ppl.inference.trace_kernel import TraceKernel
 from ppl.testing import assert_invariant, transition_matrix
-from tests.finite_programs import EMISSION, TRANSITION, hidden_markov, stopping
+from tests.finite_programs import hidden_markov, remembering, stopping
 from tests.ppl.checks import compilations, finished
-
-
-@ppl.model
-def remembering(observations, power=1.0):
-    """A latent before the loop, a count that the state carries on, a statement after the loop, a proposal."""
-    bias = ppl.sample("bias", dist.Bernoulli(0.3))
-
-    def step(state, y):
-        probs = jnp.where(bias == 1, TRANSITION[state["x"]], TRANSITION[state["x"]][::-1])
-        proposal = dist.Categorical(probs=jnp.array([0.4, 0.6]))
-        x = ppl.sample("x", dist.Categorical(probs=probs), proposal=proposal)
-        ppl.factor("y", power * jnp.log(EMISSION[x, y]) * (1 + state["count"]))
-        return {"x": x, "count": state["count"] + x}, x
-
-    last, path = ppl.scan(step, {"x": jnp.int32(0), "count": jnp.int32(0)}, observations)
-    ppl.factor("after", power * jnp.where(bias == last["x"], 0.5, -0.25))
-    return path
-
 
 OBSERVATIONS = jnp.array([0, 1])
 CASES = {
@@ -56,25 +35,6 @@ CASES = {
 def test_every_form_leaves_the_posterior_as_it_is(case):
     program, kernel = CASES[case]
     assert_invariant(program, kernel, irreducible=kernel.sites is None)
-
-
-@dataclasses.dataclass(frozen=True)
-class AtPower(TraceKernel):
-    """A kernel on the measure in which factors count to a power."""
-
-    kernel: TraceKernel
-    power: float
-
-    def bind(self, space):
-        return self.kernel.bind(space.tempered(self.power))
-
-
-def test_whole_futures_are_those_of_the_tempered_measure():
-    kernel = ParticleGibbs(SMC(2, ess_threshold=1.0), ancestor_sampling=True)
-    _, pi, expected = transition_matrix(remembering(OBSERVATIONS, 0.4), kernel)
-    matrix = transition_matrix(remembering(OBSERVATIONS), AtPower(kernel, 0.4))[2]
-    np.testing.assert_allclose(matrix, expected, atol=1e-6)
-    np.testing.assert_allclose(pi @ matrix, pi, atol=1e-6)
 
 
 @ppl.model

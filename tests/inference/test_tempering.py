@@ -1,5 +1,7 @@
 """Tempered measures, and tempered SMC: exact on finite programs, 5 standard errors on a Gaussian one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import numpyro.distributions as dist
 import pytest
 
 import ppl
-from ppl.inference import MH, Regenerate, TemperedSMC
+from ppl.inference import MH, PMMH, SMC, Gibbs, ParticleGibbs, Regenerate, SuffixMH, TemperedSMC
 from ppl.inference.tempering import Split, scored, split_log_density, tempered
-from ppl.testing import assert_properly_weighted
+from ppl.inference.trace_kernel import TraceKernel
+from ppl.testing import assert_properly_weighted, transition_matrix
 from ppl.trace_space import TraceSpace
+from tests.finite_programs import remembering
 from tests.ppl.checks import assert_mean_within_5_standard_errors, repeat
 
 
@@ -165,3 +169,35 @@ def test_a_population_that_dies_says_what_killed_it():
 def test_bad_settings_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         TemperedSMC(**({"num_particles": 8, "kernel": Regenerate()} | settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class AtPower(TraceKernel):
+    """A kernel on the measure in which factors count to a power."""
+
+    kernel: TraceKernel
+    power: float
+
+    def bind(self, space):
+        return self.kernel.bind(space.tempered(self.power))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        MH(lambda sites: {"x": dist.Bernoulli(jnp.array([0.3, 0.6]))}),
+        Regenerate(),
+        Gibbs(),
+        SuffixMH(),
+        ParticleGibbs(SMC(2)),
+        ParticleGibbs(SMC(2, ess_threshold=1.0), ancestor_sampling=True),
+        PMMH("bias", SMC(2), proposal=lambda sites: {"bias": dist.Bernoulli(0.4)}),
+    ],
+    ids=["MH", "Regenerate", "Gibbs", "SuffixMH", "traced lines", "ancestor sampling", "PMMH"],
+)
+def test_every_kernel_moves_by_the_tempered_measure(kernel):
+    observations = jnp.array([0, 1])
+    _, pi, expected = transition_matrix(remembering(observations, 0.4), kernel)
+    matrix = transition_matrix(remembering(observations), AtPower(kernel, 0.4))[2]
+    np.testing.assert_allclose(matrix, expected, atol=1e-6)
+    np.testing.assert_allclose(pi @ matrix, pi, atol=1e-6)

@@ -43,7 +43,7 @@ def test_long_rows_follow_the_same_ancestors_as_everything_else(settings):
     posterior = ppl.infer(remembering(WIDTH, 12), SMC(50, **settings), seed=2)
     memory, path = np.asarray(posterior.value["memory"]), np.asarray(posterior.value["path"])
     assert np.asarray(posterior.diagnostics["resampled"]).sum() > 2
-    np.testing.assert_array_equal(memory[:, :12], path)
+    np.testing.assert_allclose(memory[:, :12], path, rtol=1e-5, atol=1e-6)  # XLA may compute x twice, in two roundings
     np.testing.assert_allclose(memory[:, -1], 12 * np.asarray(posterior.value["label"]), rtol=1e-5)
     for ancestors in np.asarray(posterior.diagnostics["ancestors"]):
         np.testing.assert_array_equal(ancestors[ancestors], ancestors)  # a parent keeps its slot

@@ -48,7 +48,7 @@ def test_choice_has_the_evidence_of_all_its_tokenisations(smollm2, question):
     assert len(log_probs) > 2 * len(WORDS)
     exact = np.logaddexp.reduce(log_probs)
     target = question.constrain(Choice(WORDS))
-    runs = [ppl.infer(target, SMC(32), seed=seed) for seed in range(20)]
+    runs = [ppl.infer(target, SMC(64), seed=seed) for seed in range(30)]
     assert {text for run in runs for text in run.texts} <= set(WORDS)
     ratio = np.exp(np.array([float(run.log_evidence) for run in runs]) - exact)
     error = ratio.std(ddof=1) / np.sqrt(len(runs))

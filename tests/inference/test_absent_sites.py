@@ -90,9 +90,9 @@ def test_absent_entries_of_bounded_sites_stay_and_gradients_are_finite(kernel):
     before, after, memory, info, refreshed = jax.vmap(run)(jax.random.split(jax.random.key(0), 50))
     for leaf in jax.tree.leaves((memory, refreshed)):
         assert np.all(np.isfinite(leaf))
-    # A step remembers z itself, and refreshing computes it from a site: at 0.9999 of an interval's width, where some of
-    # these draws lie, one rounding of the site is 6e-4 of the gradient.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), memory, refreshed)
+    # A step remembers z itself, refreshing computes it from a site: at 0.999 of an interval's width, the farthest of
+    # these draws, one rounding of the site is 6e-5 of z.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), memory, refreshed)
     assert float(np.mean(info["acceptance"])) > 0.5
     for name in ("width", "inside"):
         assert np.all(np.asarray(after[name])[:, 2] == 0)

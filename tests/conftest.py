@@ -12,14 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _understands(flags: str) -> bool:
-    """Whether this version of XLA knows some flags; a process that is given others ends at once."""
-    code = "import jax; jax.devices()"
-    return (
-        subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True
-        ).returncode
-        == 0
-    )
+    """Return whether this version of XLA knows some flags; a process that is given others ends at once."""
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    return not subprocess.run(start, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True).returncode
 
 
 # Without optimisation XLA's older emitters compile in half the time of its newer ones; later versions lack them.

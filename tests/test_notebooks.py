@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, in a minute: with fewer steps and particles than the reader's, and some on
+"""Every notebook runs from top to bottom: with fewer steps and particles than the reader's, and some on
 the first blocks of the network alone."""
 
 from pathlib import Path

@@ -29,6 +29,7 @@ from ppl.inference.pmmh import PMMH as PMMH
 from ppl.inference.replica_exchange import ReplicaExchange as ReplicaExchange
 from ppl.inference.sandwich import Sandwich as Sandwich
 from ppl.inference.sandwich import sandwich as sandwich
+from ppl.inference.schemes import resampler as resampler
 from ppl.inference.search import NoiseOptimization as NoiseOptimization
 from ppl.inference.search import PathSearch as PathSearch
 from ppl.inference.search import RandomSearch as RandomSearch
@@ -85,5 +86,6 @@ __all__ = [
     "evidence_variance",
     "expectation_error",
     "expectations",
+    "resampler",
     "sandwich",
 ]

@@ -43,6 +43,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from ppl import runners
+from ppl.guarantees import Promising, promised
 from ppl.inference.control_variates import regress
 from ppl.inference.population import OnlyWeigh
 from ppl.inference.unconstrained import UnconstrainedSites
@@ -111,7 +112,7 @@ def fit_proposal(z, log_weights, values, last: GaussianProposal) -> GaussianProp
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptiveImportanceSampling:
+class AdaptiveImportanceSampling(Promising):
     """Importance sampling of continuous sites from a Gaussian that is fitted to the functions of interest.
 
     Attributes:
@@ -214,7 +215,7 @@ class AdaptiveImportanceSampling:
                 value=value,
                 sites=sites,
                 present=present,
-                guarantee=self.guarantee,
+                guarantee=promised(staged, self),
                 algorithm=repr(self),
             )
             extra = {"controls": proposal.controls(z, self.control_degree), "proposal": proposal}

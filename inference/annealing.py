@@ -92,6 +92,11 @@ class EntropicAnnealing:
         return f"EntropicAnnealing(mode={self.mode!r}, {gate})"
 
     @property
+    def guarantee(self) -> str:
+        """What runs that resample at this temperature promise."""
+        return "unbiased" if self.exact else "heuristic"
+
+    @property
     def exact(self) -> bool:
         """Whether the weights are given back what tempering took, (2)."""
         return self.mode is None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ppl import chance
 from ppl.display import brief
+from ppl.guarantees import Promising, promised
 from ppl.inference.genealogy import backward_line, require_one_step
 from ppl.inference.population import run_population
 from ppl.inference.smc import SMC
@@ -29,7 +30,7 @@ __all__ = ["BackwardSmoothing"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardSmoothing:
+class BackwardSmoothing(Promising):
     """SMC, and then whole traces drawn backwards: the posterior's particles, equally weighted.
 
     Attributes:
@@ -39,13 +40,17 @@ class BackwardSmoothing:
 
     smc: SMC
     num_traces: int | None = None
-    guarantee: ClassVar[str] = "consistent"
 
     def __post_init__(self):
         if not isinstance(self.smc, SMC):
             raise TypeError(f"`smc` must be an SMC(..), got {self.smc!r}.")
         if self.num_traces is not None:
             require_count("num_traces", self.num_traces)
+
+    @property
+    def guarantee(self) -> str:
+        """What the traces stand for: "consistent" at best, for they are drawn by estimated weights."""
+        return promised("consistent", self.smc)
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments. The log-evidence and the diagnostics are the SMC run's."""
@@ -66,7 +71,6 @@ class BackwardSmoothing:
             log_weights=jnp.full(num, -jnp.log(float(num))),
             ess=jnp.float32(num),
             diagnostics=diagnostics,
-            guarantee=self.guarantee,
         )
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
@@ -78,6 +82,7 @@ class BackwardSmoothing:
 class _Lines:
     algorithm: BackwardSmoothing
     keep: frozenset[str]
+    promise: ClassVar[str] = "consistent"
 
     def __repr__(self) -> str:
         return brief(self.algorithm)

@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import chance
+from ppl.display import brief
+from ppl.guarantees import promised
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.validation import require_count
 from ppl.trace_space import TraceSpace
 
 __all__ = ["Mixture", "Repeat", "Sequence"]
-
-_PROMISES = ("invariant", "consistent", "discretised", "heuristic")  # of chains, from the strongest to none
 
 
 class _Composition(TraceKernel):
@@ -42,7 +42,7 @@ class _Composition(TraceKernel):
     @property
     def guarantee(self) -> str:
         """The weakest promise of the parts."""
-        return max((kernel.guarantee for kernel in self.kernels), key=_PROMISES.index)
+        return promised(*self.kernels, chain=True)
 
     @property
     def needs_gradient(self) -> bool:
@@ -68,7 +68,7 @@ class Sequence(_Composition):
         object.__setattr__(self, "kernels", _checked("Sequence", kernels))
 
     def __repr__(self) -> str:
-        return f"Sequence({', '.join(map(repr, self.kernels))})"
+        return f"Sequence({', '.join(map(brief, self.kernels))})"
 
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves; see `TraceKernel.bind`."""
@@ -121,7 +121,7 @@ class Mixture(_Composition):
 
     def __repr__(self) -> str:
         chances = "" if self.probabilities is None else f", probabilities={self.probabilities}"
-        return f"Mixture({', '.join(map(repr, self.kernels))}{chances})"
+        return f"Mixture({', '.join(map(brief, self.kernels))}{chances})"
 
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves; see `TraceKernel.bind`."""
@@ -152,6 +152,10 @@ class _SequenceMoves(Moves):
         acceptance = jnp.mean(jnp.stack([info["acceptance"] for info in infos]))
         return sites, tuple(memories), {"acceptance": acceptance} | figures
 
+    def log_weight(self, memory):
+        """Return the sum of the parts', which all look at the trace."""
+        return sum(p.log_weight(m) for p, m in zip(self.parts, memory, strict=True))
+
     def refresh(self, key, sites, memory):
         """Look at the trace anew, where a step would not do so."""
         if len(self.parts) > 1 and all(part.sites for part in self.parts):
@@ -178,6 +182,10 @@ class _RepeatMoves(Moves):
 
         (sites, memory), infos = jax.lax.scan(one, (dict(sites), memory), jax.random.split(key, self.num_steps))
         return sites, memory, jax.tree.map(lambda a: jnp.mean(a, axis=0, dtype=jnp.float32), infos)
+
+    def log_weight(self, memory):
+        """Return the part's."""
+        return self.part.log_weight(memory)
 
     def refresh(self, key, sites, memory):
         """Refresh the part."""
@@ -240,6 +248,10 @@ class _MixtureMoves(Moves):
         sites, parts, acceptance = jax.lax.switch(chosen, branches, dict(sites), memory.parts)
         memory = dataclasses.replace(memory, parts=parts, fresh=chosen, iteration=memory.iteration + 1)
         return sites, memory, {"acceptance": acceptance}
+
+    def log_weight(self, memory):
+        """Return the sum of the parts', which all look at the trace."""
+        return sum(p.log_weight(m) for p, m in zip(self.parts, memory.parts, strict=True))
 
     def refresh(self, key, sites, memory):
         """Mark all parts as left behind."""

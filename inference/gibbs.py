@@ -14,7 +14,7 @@ Source: Geman and Geman (1984), "Stochastic relaxation, Gibbs distributions, and
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class Gibbs(TraceKernel):
     """
 
     sites: Selector = None
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()

@@ -93,6 +93,10 @@ class HamiltonianMoves(Moves):
         z, potential_energy, z_grad = self._evaluate(sites, present)
         return dataclasses.replace(memory, z=z, potential_energy=potential_energy, z_grad=z_grad, present=present)
 
+    def log_weight(self, memory):
+        """Return -U(z); NaN where it is -inf too, for no trajectory leaves such a place."""
+        return jnp.where(jnp.isfinite(memory.potential_energy), -memory.potential_energy, jnp.nan)
+
     def step(self, key, sites, memory):
         """Make the trajectories of one move."""
         place = ParamInfo(memory.z, memory.potential_energy, memory.z_grad)

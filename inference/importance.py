@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from ppl.guarantees import Promising
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count
 from ppl.posterior import Posterior
@@ -24,7 +25,7 @@ __all__ = ["ImportanceSampling"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportanceSampling:
+class ImportanceSampling(Promising):
     """Run the program independently for each particle.
 
     Attributes:

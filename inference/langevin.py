@@ -229,6 +229,12 @@ class _LangevinMoves(Moves):
         present = self.target.present(sites)
         return present, self.evaluate(sites)(self.target.vector(sites, self.target.mask(present)))
 
+    def log_weight(self, memory):
+        """Return log p(z); NaN where it or its score is not finite, for no step leaves such a place."""
+        point = memory.point
+        finite = jnp.isfinite(point.log_density) & jnp.all(jnp.isfinite(point.score))
+        return jnp.where(finite, point.log_density, jnp.nan)
+
     def evaluate(self, sites) -> Evaluate:
         """Return what gives the point at a z, the other sites being those of a trace."""
         potential = jax.value_and_grad(self.target.potential(sites))

@@ -45,6 +45,7 @@ import numpyro.distributions as dist
 from jax import lax
 
 from ppl.gaussian import Gaussian
+from ppl.guarantees import Promising, promised
 from ppl.host import Host
 from ppl.inference.hamiltonian import HMC
 from ppl.inference.langevin import MALA, Langevin
@@ -55,7 +56,7 @@ __all__ = ["Ladder", "LevelExchange"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LevelExchange:
+class LevelExchange(Promising):
     """Exchanges of replicas between neighbouring noise levels.
 
     Attributes:
@@ -78,8 +79,8 @@ class LevelExchange:
 
     def guarantee_on(self, ladder: Ladder) -> str:
         """Return what the chain promises for a target: "discretised" where (1) is only nearly exact."""
-        moved = self.exploration is None or self.exploration.guarantee == "invariant"
-        return "invariant" if self.paths or (ladder.knows_densities and moved) else "discretised"
+        own = "invariant" if self.paths or ladder.knows_densities else "discretised"
+        return promised(own, self, self.exploration, ladder.target, chain=True)
 
     def check(self, ladder: Ladder) -> None:
         """Raise if the replicas of a target cannot be explored."""
@@ -136,7 +137,7 @@ class LevelExchange:
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), states)
 
     def step(self, ladder: Ladder, replicas: list[Any], random: dict[str, Any]) -> tuple[list[Any], Any]:
-        """Return the replicas after a sweep, and which exchanges were taken, `[K]` of 0 and 1."""
+        """Return the replicas after a sweep, and which exchanges were taken, `[K]` of 0 and 1; NaN for invalid weights."""
         first = ladder.first(random["start"])
         top = (0, 0) if self.paths else (0,)
         replicas = jax.tree.map(lambda a, new: a.at[top].set(new), replicas, first)
@@ -148,12 +149,12 @@ class LevelExchange:
             upper, lower = (jax.tree.map(lambda a, at=at: a[at], replicas) for at in (pairs, pairs + 1))
             ups = random["down" if self.paths else "up"][pairs]  # paths do not go up by noise
             exchange = jax.vmap(lambda *args: self._exchange(ladder, *args))
-            new_upper, new_lower, accepted = exchange(
+            new_upper, new_lower, exchanged = exchange(
                 jnp.asarray(pairs), upper, lower, random["down"][pairs], ups, random["uniform"][pairs]
             )
             replicas = jax.tree.map(lambda a, up, low: a.at[pairs].set(up).at[pairs + 1].set(low),  # noqa: B023
                                     replicas, new_upper, new_lower)  # fmt: skip
-            taken = taken.at[pairs].set(accepted.astype(taken.dtype))
+            taken = taken.at[pairs].set(exchanged)
         if self.exploration is not None and ladder.num_steps > 1:
             replicas = self._explored(ladder, replicas, random)
         return replicas, taken
@@ -172,7 +173,7 @@ class LevelExchange:
         return (ladder.num_steps + num_sweeps * each) * len(ladder.processes)
 
     def _exchange(self, ladder: Ladder, k, upper, lower, noise_down, noise_up, uniform):
-        """Return the pair of replicas at levels k and k + 1 after (1), and whether they were exchanged."""
+        """Return the pair of replicas at levels k and k + 1 after (1), and whether they were exchanged; see `step`."""
         if self.paths:
             at = lambda path, level: jax.tree.map(lambda a: a[level], path)  # noqa: E731
             high, low, back = at(upper, k), at(lower, k + 1), at(lower, k)
@@ -182,13 +183,16 @@ class LevelExchange:
         down = ladder.down(k, noise_down, high)
         use_densities = not self.paths
         forth = ladder.log_weight(k, high, down, use_densities)
-        accepted = jnp.log(uniform) < forth - ladder.log_weight(k, back, low, use_densities)
+        returned = ladder.log_weight(k, back, low, use_densities)
+        accepted = jnp.log(uniform) < forth - returned
+        invalid = jnp.isnan(forth) | jnp.isposinf(forth) | jnp.isnan(returned)
         if self.paths:
             new_upper, new_lower = lower, jax.tree.map(lambda a, new: a.at[k + 1].set(new), upper, down)
         else:
             new_upper, new_lower = back, down
         pick = lambda new, old: jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)  # noqa: E731
-        return pick(new_upper, upper), pick(new_lower, lower), accepted
+        taken = jnp.where(invalid, jnp.nan, accepted.astype(ladder.dtype))
+        return pick(new_upper, upper), pick(new_lower, lower), taken
 
     def _explored(self, ladder: Ladder, replicas, random):
         """Return replicas moved at the levels between the first and the last."""
@@ -206,6 +210,7 @@ class Ladder:
 
     def __init__(self, target: Any):
         _check(target)
+        self.target = target
         self.processes = target.process.together(target)
         self.process = self.processes[0]
         self.num_steps: int = self.process.num_steps

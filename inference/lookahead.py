@@ -19,15 +19,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from ppl.guarantees import Promising
 
 __all__ = ["Lookahead"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lookahead:
+class Lookahead(Promising):
     """Look one iteration ahead.
 
     Attributes:
@@ -35,6 +38,7 @@ class Lookahead:
     """
 
     defensive: float = 0.1
+    guarantee: ClassVar[str] = "unbiased"
 
     def __post_init__(self):
         if isinstance(self.defensive, bool) or not isinstance(self.defensive, numbers.Real):

@@ -4,7 +4,8 @@
 
     E_pi[f] is estimated by the mean of f over the draws after warm-up, of all chains.
 
-Chains start from draws of the program, one of `num_starts` chosen by its importance weight. The first `num_warmup`
+Chains start from draws of the program, one of `num_starts` chosen by its importance weight; the kernel must be able to
+change every free site. The first `num_warmup`
 steps tune the kernel and are not kept. Iteration i of a chain draws from its key folded with i, so that a chain that is
 continued from `posterior.state` goes on as if it had never stopped.
 
@@ -23,10 +24,12 @@ from ppl import progress as progress_bar
 from ppl import runners
 from ppl.diagnostics import smallest_bulk_ess
 from ppl.display import brief
-from ppl.inference.importance import ImportanceSampling
-from ppl.inference.population import OnlyWeigh, blame_sites
+from ppl.guarantees import Promising, promised
+from ppl.inference.population import OnlyWeigh
+from ppl.inference.reach import require_reach
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.validation import require_count
+from ppl.interpret import Interpreter
 from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
 from ppl.posterior import Outcome, Posterior, Status
@@ -59,7 +62,7 @@ class ChainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class MCMC:
+class MCMC(Promising):
     """Run chains of a kernel.
 
     Attributes:
@@ -99,14 +102,15 @@ class MCMC:
     @property
     def guarantee(self) -> str:
         """What the draws stand for: "invariant", unless the kernel promises less."""
-        return self.kernel.guarantee
+        return promised(self.kernel, chain=True)
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments. `state` is `posterior.state` of a run of the same kernel."""
         program = self.kernel.prepare(as_program(program))
         staged = program.stage(keep_rules=self.kernel.needs_gradient)
         keep = kept_sites(staged, keep)
-        self.kernel.bind(TraceSpace(staged, differentiable=self.kernel.needs_gradient))  # say early what does not fit
+        space = TraceSpace(staged, differentiable=self.kernel.needs_gradient)
+        require_reach(self, self.kernel, self.kernel.bind(space), space)  # say early what does not fit
         more = () if state is None else (self._checked(state),)
         show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key, more))
         with progress_bar.showing(show):
@@ -121,9 +125,16 @@ class MCMC:
         return dataclasses.replace(posterior, decode=program.decode)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
-        """Repeat the draws that chains would start from and count what each site did to them."""
+        """Repeat the draws that chains start from and count what each site did to them."""
         program = self.kernel.prepare(as_program(program))
-        return blame_sites(program, ImportanceSampling(self.num_chains * self._starts(program)), key)
+        num_starts = self._starts(program)
+        staged = program.stage(keep_rules=False)
+
+        def run(staged: Staged, inputs, given, key):
+            space = TraceSpace(staged, inputs, given)
+            return _blame(space, _start_keys(key, self.num_chains), num_starts)
+
+        return runners.run(staged, (self, "blame", num_starts), run, key)
 
     def _starts(self, program: Program) -> int:
         if self.num_starts is not None:
@@ -145,10 +156,10 @@ class MCMC:
             staged = dataclasses.replace(staged, block=block)
             space = TraceSpace(staged, inputs, given, differentiable=self.kernel.needs_gradient)
             moves = self.kernel.bind(space)
-            alive = jnp.ones((), bool)
+            outcome = jnp.int32(Outcome.OK)
             first = self.num_warmup
             if state is None:
-                state, alive = _start(space, moves, key, self.num_chains, num_starts, self.num_warmup)
+                state, outcome = _start(space, moves, key, self.num_chains, num_starts, self.num_warmup)
             else:
                 first = 0
             state, (traces, info) = self._iterate(moves, state, first, show)
@@ -164,9 +175,9 @@ class MCMC:
                 ess=jnp.float32(jnp.nan),
                 diagnostics={"ess": jnp.zeros(0), "resampled": jnp.zeros(0, bool)}
                 | jax.tree.map(lambda figure: jnp.moveaxis(figure, 0, 1), info),
-                status=Status(jnp.where(alive, Outcome.OK, Outcome.ALL_DIED).astype(jnp.int32), jnp.int32(-1)),
+                status=Status(outcome, jnp.int32(-1)),
                 state=dataclasses.replace(state, kernel=repr(self.kernel)),
-                guarantee=self.guarantee,
+                guarantee=promised(staged, self, chain=True),
                 algorithm=repr(self),
                 num_chains=self.num_chains,
             )
@@ -208,19 +219,63 @@ class MCMC:
 
 
 def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: int, num_warmup: int):
-    """Return the state of chains at traces of positive density, and whether all have one."""
-    start_key, init_key, chain_key = jax.random.split(key, 3)
+    """Return the state of chains at traces of positive density, and an `Outcome`: whether all have one."""
+    _, init_key, chain_key = jax.random.split(key, 3)
 
     def start(key):
-        run_key, choice_key = jax.random.split(key)
-        result = space.population(run_key, num_starts, OnlyWeigh())
-        log_sum = summarize(result.log_weights)[0]
-        chosen = jax.random.categorical(choice_key, result.log_weights)
-        alive = (result.log_weights[chosen] > -jnp.inf) & ~jnp.isnan(log_sum)
-        return {n: lane.array[chosen] if lane.random else lane.array for n, lane in result.sites.items()}, alive
+        sites, log_sum, _ = _drawn(space, key, num_starts)
+        return sites, _is_invalid(log_sum), jnp.isneginf(log_sum)
 
-    sites, alive = moves.over(start, jax.random.split(start_key, num_chains))
+    sites, invalid, dead = moves.over(start, _start_keys(key, num_chains))
     keys = jax.random.split(init_key, num_chains)
     memory = moves.over(lambda key, sites: moves.init(key, sites, num_warmup), keys, sites)
     state = ChainState(sites, memory, jax.random.split(chain_key, num_chains), jnp.int32(0))
-    return state, jnp.all(alive)
+    # A chain that cannot weigh where it stands refuses every move.
+    log_weights = moves.over(lambda key, memory: moves.log_weight(memory), keys, memory)
+    invalid |= ~dead & _is_invalid(log_weights)
+    outcome = jnp.where(jnp.any(dead), Outcome.ALL_DIED, Outcome.OK)
+    return state, jnp.where(jnp.any(invalid), Outcome.INVALID_WEIGHT, outcome).astype(jnp.int32)
+
+
+def _drawn(space: TraceSpace, key, num_starts: int, **options: Any) -> tuple[dict[str, Any], Any, Any]:
+    """Return one of several draws of the program, chosen by its weight, their log-sum, and the run."""
+    run_key, choice_key = jax.random.split(key)
+    result = space.population(run_key, num_starts, OnlyWeigh(), **options)
+    chosen = jax.random.categorical(choice_key, result.log_weights)
+    sites = {n: lane.array[chosen] if lane.random else lane.array for n, lane in result.sites.items()}
+    return sites, summarize(result.log_weights)[0], result
+
+
+def _blame(space: TraceSpace, keys, num_starts: int) -> dict[str, dict[str, Any]]:
+    """Return what each site did to the draws that chains start from, and to the joint density of the chosen ones."""
+
+    def one(key):
+        sites, log_sum, result = _drawn(space, key, num_starts, blame=True)
+        joint = Interpreter(weigh_draws=True, blame=True).run(
+            space.staged.block, space.inputs, None, {**space.given, **sites}
+        )
+        later = jnp.isfinite(log_sum)
+
+        def total(name, kind, count):
+            if kind == "start":
+                return jnp.asarray(count)
+            return later * count + (result.blame[name][kind] if name in result.blame else 0)
+
+        return {
+            name: {kind: total(name, kind, count) for kind, count in counts.items()}
+            for name, counts in joint.blame.items()
+        }
+
+    total = {}
+    for name, counts in jax.lax.map(one, keys).items():
+        total[name] = {kind: count[0] if kind == "start" else jnp.sum(count, axis=0) for kind, count in counts.items()}
+    return total
+
+
+def _start_keys(key, num_chains: int) -> Any:
+    """Return the keys `[num_chains]` of the draws that chains start from."""
+    return jax.random.split(jax.random.split(key, 3)[0], num_chains)
+
+
+def _is_invalid(log_weight) -> Any:
+    return jnp.isnan(log_weight) | jnp.isposinf(log_weight)

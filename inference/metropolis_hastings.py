@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class MH(TraceKernel):
     """
 
     proposal: Callable[[dict[str, Any]], Mapping[str, dist.Distribution]]
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,6 +97,10 @@ class _Proposed(Moves):
         """Return the log-density, and which entries count."""
         return self.space.evaluate(sites)[1:]
 
+    def log_weight(self, memory):
+        """Return the log-density."""
+        return memory[0]
+
     def step(self, key, sites, memory):
         """Propose and accept; see (1). Entries that are absent have no density, before the move or after it."""
         draw_key, accept_key = jax.random.split(key)
@@ -139,6 +144,7 @@ class Regenerate(TraceKernel):
     """
 
     sites: Selector = None
+    guarantee: ClassVar[str] = "invariant"
 
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves; see `TraceKernel.bind`."""
@@ -159,6 +165,10 @@ class _Regenerated(Moves):
     def refresh(self, key, sites, memory):
         """Return log w."""
         return self.space.redraw_log_weight(sites, self.redrawn)
+
+    def log_weight(self, memory):
+        """Return log w."""
+        return memory
 
     def step(self, key, sites, memory):
         """Draw anew and accept."""

@@ -40,6 +40,7 @@ class NUTS(TraceKernel):
     target_accept: float = 0.8
     dense_mass: bool = False
     needs_gradient: ClassVar[bool] = True
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()

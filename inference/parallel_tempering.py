@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import chance
+from ppl.guarantees import promised
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
 from ppl.inference.trace_kernel import Moves, TraceKernel
@@ -76,7 +77,7 @@ class ParallelTempering(TraceKernel):
     @property
     def guarantee(self) -> str:
         """What the draws stand for: what those of the kernel do."""
-        return self.kernel.guarantee
+        return promised(self.kernel, chain=True)
 
     @property
     def needs_gradient(self) -> bool:
@@ -114,9 +115,10 @@ class _Replicated(Moves):
     def __init__(self, kernel: ParallelTempering, space: TraceSpace):
         self.kernel, self.space = kernel, space
         self.names = scored(space, kernel.sites)
-        self.betas = 1.0 / jnp.asarray(kernel.temperatures, jnp.float32)
-        self.sites = tuple(space.sites)  # swaps exchange whole traces
-        self.sequential = kernel.kernel.bind(space).sequential
+        self.betas = 1.0 / jnp.asarray(kernel.temperatures, float)
+        inner = kernel.kernel.bind(space)
+        self.sites = inner.sites  # swaps exchange whole traces, of which all replicas start with the same
+        self.sequential = inner.sequential
 
     def at(self, beta) -> Moves:
         """Return the kernel's moves at an inverse temperature."""
@@ -139,6 +141,10 @@ class _Replicated(Moves):
         cold = self.at(self.betas[0]).refresh(key, sites, jax.tree.map(lambda a: a[0], memory.memory))
         new = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[1:]]), cold, memory.memory)
         return memory._replace(memory=new)
+
+    def log_weight(self, memory):
+        """Return the kernel's at T = 1."""
+        return self.at(self.betas[0]).log_weight(jax.tree.map(lambda a: a[0], memory.memory))
 
     def step(self, key, sites, memory):
         """Move each replica, then try to swap neighbours."""

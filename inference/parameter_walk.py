@@ -115,7 +115,7 @@ class Walk:
         flat, unravel = ravel_pytree(point)
         jitter = _JITTER * jnp.trace(covariance) / self.size + jnp.finfo(jnp.float32).tiny
         factor = jnp.linalg.cholesky((2.38**2 / self.size) * (covariance + jitter * jnp.eye(self.size)))
-        return unravel(flat + factor @ jax.random.normal(key, flat.shape))
+        return unravel(flat + (factor @ jax.random.normal(key, flat.shape)).astype(flat.dtype))
 
     def log_ratio(self, sites, proposed):
         """See `Proposing`: the walk is symmetric."""

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ppl import chance
 from ppl.display import brief
+from ppl.guarantees import Promising
 from ppl.inference.genealogy import Future, require_one_step
 from ppl.inference.particle_gibbs import ConditionalMoves, ConditionalSMC, require_conditional
 from ppl.inference.population import run_population
@@ -53,7 +54,7 @@ Functional = Callable[[dict[str, Any], dict[str, Any], Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class PaRIS:
+class PaRIS(Promising):
     """SMC with a smoothed additive functional, in `posterior.diagnostics["additive"]`.
 
     Attributes:
@@ -65,6 +66,7 @@ class PaRIS:
     smc: SMC
     functional: Functional
     num_draws: int = 2
+    promise: ClassVar[str] = "unbiased"
 
     def __post_init__(self):
         if not isinstance(self.smc, SMC):
@@ -110,6 +112,7 @@ class ParisianGibbs(TraceKernel):
     functional: Functional
     num_draws: int = 2
     sites: Selector = None
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()

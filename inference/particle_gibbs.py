@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ppl import chance
+from ppl.guarantees import require_unbiased
 from ppl.inference.genealogy import backward_line, require_one_step, traced_line
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
@@ -54,6 +55,7 @@ class ParticleGibbs(TraceKernel):
     sites: Selector = None
     ancestor_sampling: bool = False
     backward_sampling: bool = False
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,12 +139,11 @@ def require_conditional(smc: Any) -> None:
         raise TypeError(f"`smc` must be an SMC(..), got {smc!r}.")
     if smc.num_particles < 2:
         raise ValueError(f"`smc` must have at least 2 particles: one follows the present trace. Got {smc!r}.")
-    if smc.guarantee != "unbiased":
-        raise ValueError(f"`smc` must be unbiased, got {smc!r}, whose guarantee is {smc.guarantee!r}.")
     for name in ("rejuvenation", "lookahead"):
         if getattr(smc, name) is not None:
             raise ValueError(f"`smc` with `{name}` has no conditional form here, got {smc!r}.")
     smc.conditional_selection()
+    require_unbiased("`smc` must be unbiased", smc)
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> Any:

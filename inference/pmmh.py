@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 
 from ppl import chance
+from ppl.guarantees import require_unbiased
 from ppl.inference.genealogy import traced_line
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.parameter_walk import Learned, Walk, check_scale, proposing
@@ -47,7 +48,7 @@ from ppl.program import Program, as_program
 from ppl.selection import Selection
 from ppl.trace_space import Selector, TraceSpace
 
-__all__ = ["PMMH", "Estimated", "estimate", "prepared_unbiased"]
+__all__ = ["ESTIMATES", "PMMH", "Estimated", "estimate", "prepared_unbiased"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ class PMMH(TraceKernel):
     smc: SMC
     proposal: Callable[[dict[str, Any]], Mapping[str, dist.Distribution]] | None = None
     scale: float | tuple[float, ...] | None = None
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,20 +86,24 @@ class PMMH(TraceKernel):
         return prepared_unbiased(self.smc, program)[0]
 
     def bind(self, space: TraceSpace) -> Moves:
-        """Return the moves; see `TraceKernel.bind`."""
+        """Return the moves; see `TraceKernel.bind`.
+
+        Raises:
+            ValueError: a process that unfolds in the program gives no unbiased estimates.
+        """
+        require_unbiased(ESTIMATES, space.staged, self.smc)
         return _Marginal(self, space)
 
 
 def prepared_unbiased(smc: SMC, program: Any) -> tuple[Program, SMC]:
     """Return what `SMC.prepared` does; refuse what gives no unbiased estimate of the evidence."""
     program, algorithm = smc.prepared(as_program(program))
-    promised = [algorithm.guarantee, "unbiased" if program.target is None else program.target.guarantee]
-    if promised != ["unbiased"] * 2:
-        raise ValueError(
-            f'estimates of the evidence must be "unbiased", got {algorithm!r} on {program!r}, which promise '
-            f"{promised[0]!r} and {promised[1]!r}. Take an SMC(..) that is, on a program whose weights are."
-        )
+    require_unbiased(ESTIMATES, program.target, algorithm)
     return program, algorithm
+
+
+ESTIMATES = 'estimates of the evidence must be "unbiased"'
+"""What is asked of populations inside of a chain, for errors."""
 
 
 class Estimated(NamedTuple):
@@ -194,6 +200,10 @@ class _Marginal(Moves):
         point = self.proposing.point(sites)
         rest = {name: sites[name] for name in self.space.sites if name not in self.parameters}
         return _Memory(self.estimate(key, point, rest).log_evidence, point, memory.learned)
+
+    def log_weight(self, memory):
+        """Return log Z_hat."""
+        return memory.log_evidence
 
     def step(self, key, sites, memory):
         """Propose and accept by (2)."""

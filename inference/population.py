@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from ppl import progress as progress_bar
 from ppl import runners
-from ppl.guarantees import weakest
+from ppl.derivatives import path_draws
+from ppl.guarantees import promised
 from ppl.interpret import Interpreter, Result
 from ppl.ir import evaluate_fixed
 from ppl.kernels.weights import summarize
@@ -37,6 +38,8 @@ class PopulationAlgorithm(Protocol):
 
 class Watch(Protocol):
     """A frozen, hashable description of what else is computed from a run, with its genealogy."""
+
+    promise: ClassVar[str]  # what the posterior can promise at best
 
     def watch(self, space: TraceSpace, result: Result, key: Any) -> dict[str, Any]:
         """Return figures for the diagnostics, by name."""
@@ -76,19 +79,30 @@ def run_population(
         watch: what else to compute from the run.
     """
     program = as_program(program)
-    staged = program.stage(keep_rules=getattr(algorithm, "needs_gradient", False))
+    staged, moving = _staged(program, getattr(algorithm, "needs_gradient", False))
     keep = kept_sites(staged, keep)
     if getattr(algorithm, "rejuvenation", None) is not None:
         algorithm.rejuvenation_on(TraceSpace(staged))
     path = () if retained is None else (check_sites(staged, retained, complete=True),)
-    guarantee = weakest(algorithm.guarantee, "unbiased" if program.target is None else program.target.guarantee)
+    limits = [None if watch is None else watch.promise, "consistent" if path else None]  # a path is no draw of the run
+    guarantee = promised(staged, algorithm, *limits)
     show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
     with progress_bar.showing(show):
         purpose = (algorithm, "conditional run" if path else "run", keep, show, guarantee, watch)
-        posterior = runners.run(staged, purpose, _runner(algorithm, keep, show, guarantee, watch), key, *path)
+        run = _runner(algorithm, keep, show, guarantee, watch, moving)
+        posterior = runners.run(staged, purpose, run, key, *path, differentiable=True)
         if show:
             jax.block_until_ready(posterior.log_weights)
     return _complete(posterior, staged, program)
+
+
+def _staged(program: Program, needs_gradient: bool) -> tuple[Staged, frozenset[str] | None]:
+    """Return a staged program and, if it is traced, so that a derivative may be taken, the draws that go by their path."""
+    staged = program.stage(keep_rules=needs_gradient)
+    if not runners.is_traced((staged.inputs, staged.given)):
+        return staged, None
+    staged = staged if needs_gradient else program.stage(keep_rules=True)
+    return staged, path_draws(staged.block, frozenset(staged.given))
 
 
 def lower(program: Program, algorithm: PopulationAlgorithm):
@@ -115,18 +129,24 @@ def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[s
 
 
 def _runner(
-    algorithm: PopulationAlgorithm, keep: frozenset[str], show: bool, guarantee: str, watch: Watch | None = None
+    algorithm: PopulationAlgorithm,
+    keep: frozenset[str],
+    show: bool,
+    guarantee: str,
+    watch: Watch | None = None,
+    moving: frozenset[str] | None = None,
 ) -> Callable[..., Posterior]:
     num = algorithm.num_particles
 
     def run(staged: Staged, inputs, given, key, retained=None) -> Posterior:
         progress = progress_bar.report if show else None
         selection = algorithm.selection() if retained is None else algorithm.conditional_selection()
-        interpreter = Interpreter(num, selection, keep=keep, progress=progress)
+        interpreter = Interpreter(num, selection, keep=keep, progress=progress, path=moving)
         if getattr(algorithm, "rejuvenation", None) is not None:
             block, inputs = evaluate_fixed(staged.block, inputs)  # once, not in every replay
             staged = dataclasses.replace(staged, block=block)
-            space = TraceSpace(staged, inputs, given, differentiable=algorithm.needs_gradient)
+            fixed = (inputs, given) if moving is None else jax.lax.stop_gradient((inputs, given))
+            space = TraceSpace(staged, *fixed, differentiable=algorithm.needs_gradient)
             moves = algorithm.rejuvenation_on(space)
             if moves is not None:
                 interpreter = dataclasses.replace(

@@ -18,9 +18,10 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size
 
 from ppl.control_flow import scan
+from ppl.guarantees import Promising, promised
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.level_exchange import Ladder, LevelExchange
-from ppl.inference.population import run_population
+from ppl.inference.population import blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count
 from ppl.posterior import Outcome, Posterior, Status
 from ppl.process import draw
@@ -32,7 +33,7 @@ __all__ = ["ReplicaExchange"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplicaExchange:
+class ReplicaExchange(Promising):
     """Replica exchange over the noise levels of a diffusion target.
 
     Attributes:
@@ -58,7 +59,7 @@ class ReplicaExchange:
     @property
     def guarantee(self) -> str:
         """What draws stand for: "invariant"; the posterior says where a target allows "discretised" only."""
-        return self.kernel.guarantee
+        return promised(self.kernel, self.kernel.exploration, chain=True)
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
@@ -75,11 +76,17 @@ class ReplicaExchange:
         run = run_population(chain, ImportanceSampling(self.num_chains), key, keep=None, progress=progress)
         return self._posterior(run.value, ladder, warmup)
 
+    def blame(self, program, key) -> dict[str, dict[str, Any]]:
+        """Draw from the target's program and count what each site did to the draws."""
+        return blame_sites(as_program(program), ImportanceSampling(self.num_chains), key)
+
     def _posterior(self, result: dict[str, Any], ladder: Ladder, warmup: int) -> Posterior:
         """Return the draws, chain by chain."""
         total = self.num_chains * self.num_samples
         draws = result["values"]
         nan = jnp.full((), jnp.nan, draws.dtype)
+        invalid = jnp.any(jnp.isnan(result["acceptance"])) | jnp.any(jnp.isnan(draws))
+        outcome = jnp.where(invalid, Outcome.INVALID_WEIGHT, Outcome.OK).astype(jnp.int32)
         sweeps = warmup + self.num_samples
         return Posterior(
             value=draws.reshape(total, *draws.shape[2:]),
@@ -94,8 +101,8 @@ class ReplicaExchange:
                 "acceptance": result["acceptance"],
                 "network_calls": self.num_chains * self.kernel.network_calls(ladder, sweeps),
             },
-            status=Status(jnp.int32(Outcome.OK), jnp.int32(-1)),
-            guarantee=self.kernel.guarantee_on(ladder),
+            status=Status(outcome, jnp.int32(-1)),
+            guarantee=promised(self, self.kernel.guarantee_on(ladder), chain=True),
             algorithm=repr(self),
         )
 

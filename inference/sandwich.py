@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl.guarantees import require_unbiased
 from ppl.inference.smc import SMC
 
 __all__ = ["Sandwich", "sandwich"]
@@ -53,7 +54,7 @@ def sandwich(program: Any, algorithm: SMC, exact: Mapping[str, Any], *, num_runs
 
     Args:
         program: a program, a process or a target.
-        algorithm: an SMC with an unbiased guarantee and a resampler that is named.
+        algorithm: an SMC with an unbiased guarantee, on this program too, and a resampler that has a conditional form.
         exact: samples of the program's posterior: values of all sample sites with a leading axis, `[K, ...]`. For a
             process the site is `path`. Run i takes sample i modulo K.
         num_runs: how many runs of each kind, at least 2.
@@ -63,8 +64,12 @@ def sandwich(program: Any, algorithm: SMC, exact: Mapping[str, Any], *, num_runs
         ValueError: `algorithm` is not unbiased, or `num_runs` is below 2.
         SiteValueError: `exact` leaves out a site, or has a value of another shape.
     """
-    if not isinstance(algorithm, SMC) or algorithm.guarantee != "unbiased":
-        raise ValueError(f"`algorithm` must be an SMC whose guarantee is unbiased, got {algorithm!r}.")
+    what = "`algorithm` must be an SMC whose guarantee is unbiased"
+    if not isinstance(algorithm, SMC):
+        raise ValueError(f"{what}, got {algorithm!r}.")
+    prepared, fitted = algorithm.prepared(program)
+    fitted.conditional_selection()
+    require_unbiased(what, prepared.stage(keep_rules=False), fitted)
     if num_runs < 2:
         raise ValueError(f"`num_runs` must be at least 2, for a standard error; got {num_runs}.")
     free, pinned = [], []

@@ -13,10 +13,11 @@ adaptive resampling strategies for sequential Monte Carlo methods, Bernoulli 201
 
 `annealing` draws the ancestors at a temperature, see `ppl.inference.annealing`; `lookahead` by what they will be worth,
 see `ppl.inference.lookahead`; `twist` by a guess of it, psi(state), that counts on the way and is taken out at the end:
-the weights at which (2) looks are w_n exp psi_n. `rejuvenation` moves particles between iterations. Derivatives: the
-children's weights carry those of the law by which they were drawn (`ppl.kernels.resampling.gradient`), so that
-`jax.grad` of `exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of `log_evidence` the estimate of
-the score by Fisher's identity.
+the weights at which (2) looks are w_n exp psi_n. `rejuvenation` moves particles between iterations. Derivatives: draws
+give theirs by their path or by their score (`ppl.derivatives`), children's weights carry that of the distribution by
+which they were drawn (`ppl.kernels.resampling.gradient`), and moved particles that of their whole density
+(`ppl.replay`), so that `jax.grad` of `exp(log_evidence)` is an unbiased estimate of Z's gradient, and that of
+`log_evidence` the estimate of the score by Fisher's identity: consistent, and not the gradient of E[log_evidence].
 
 Source: Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), Algorithms 10.1 and 10.3.
 """
@@ -32,7 +33,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ppl import chance
-from ppl.guarantees import weakest
+from ppl.derivatives import refuse
+from ppl.guarantees import Promising, promised
 from ppl.host import Host
 from ppl.inference.annealing import EntropicAnnealing, temper
 from ppl.inference.correctors import FeynmanKac, KernelRatio, Uncorrected, active_shares
@@ -41,6 +43,7 @@ from ppl.inference.langevin import MALA, Langevin
 from ppl.inference.level_moves import Levelled, add_level_moves
 from ppl.inference.lookahead import Lookahead
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
+from ppl.inference.schemes import conditional_scheme, resampler_guarantee
 from ppl.inference.trace_kernel import TraceKernel, only_in_chains
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.kernels import resampling
@@ -56,16 +59,21 @@ from ppl.trace_space import TraceSpace
 __all__ = ["SMC"]
 
 DEFAULT_THRESHOLD = 0.5
+_NO_CONDITIONAL_DERIVATIVE = (
+    "a run along a given path has a derivative where the other particles draw their ancestors independently, at the "
+    'weights: SMC(resampler="multinomial") without annealing and ancestor sampling.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class SMC:
+class SMC(Promising):
     """Sequential Monte Carlo.
 
     Attributes:
         num_particles: how many particles, at least 1.
         resampler: the name of a scheme in `ppl.kernels.resampling`, or a function
-            `(key, log_weights[N], num) -> int32[num]` with `E[offspring of n] = num * W_n`.
+            `(key, log_weights[N], num) -> int32[num]` with `E[offspring of n] = num * W_n`. A function makes the run
+            "assumed" until `ppl.inference.resampler(fn, guarantee=...)` declares what it promises.
         ess_threshold: resample when the effective sample size falls below this fraction of the particles: 1.0 or more
             resamples at every iteration, 0.0 never. None is 0.5, and 1.0 for a diffusion target without a reward.
         annealing: an `EntropicAnnealing`: the temperature at which it resamples. Its published form makes the run
@@ -135,15 +143,13 @@ class SMC:
 
     @property
     def guarantee(self) -> str:
-        """What the weights stand for: "unbiased"; less where annealing, corrector or rejuvenation promise less."""
-        promised = [self._corrector.guarantee]
-        if self.annealing is not None and not self.annealing.exact:
-            promised.append("heuristic")
-        if self.rejuvenation is not None:
-            may_move_levels = isinstance(self.rejuvenation, Langevin | MALA | HMC) and self._moves_levels is not False
-            exact = not may_move_levels and self.rejuvenation.guarantee == "invariant"
-            promised.append("unbiased" if exact else "discretised")
-        return weakest(*promised)
+        """What the weights stand for: "unbiased"; less where one of the settings promises less."""
+        parts = [self._corrector, self.rejuvenation]
+        if isinstance(self.rejuvenation, Langevin | MALA | HMC) and self._moves_levels is not False:
+            parts.append("discretised")
+        if self.ess_threshold != 0.0:
+            parts += [resampler_guarantee(self.resampler), self.annealing, self.lookahead]
+        return promised(*parts)
 
     @property
     def needs_gradient(self) -> bool:
@@ -242,16 +248,14 @@ class SMC:
         """Return what happens at the end of an iteration where particle 0 follows a given path: it keeps its slot.
 
         Raises:
-            ValueError: the resampler is a function of the user's own, whose conditional form is not known.
+            ValueError: the resampler has no conditional form.
         """
         free = self.selection()
         if not free.may_resample:
             return free
-        if not isinstance(self.resampler, str):
-            raise ValueError(
-                f"`resampler` must be the name of a scheme with a conditional form, got {self.resampler!r}."
-            )
-        return dataclasses.replace(free, resampler=_Pinned(chance.conditional_resampler(self.resampler)))
+        return dataclasses.replace(
+            free, resampler=_Pinned(conditional_scheme(self.resampler), self.resampler == "multinomial")
+        )
 
     def conditional_run(self, program, key, retained) -> Posterior:
         """Run with a path that particle 0 follows: conditional SMC.
@@ -276,6 +280,7 @@ class _Pinned:
     """A conditional scheme as a resampler that gives slot 0 a certain ancestor: particle 0, where none is named."""
 
     scheme: Callable
+    independent: bool  # whether the other slots draw their ancestors independently
 
     def __call__(self, key, log_weights, num, retained=0):
         return self.scheme(key, log_weights, retained, num)
@@ -324,14 +329,18 @@ class Resampling(OnlyWeigh):
             drawn_from, kept, log_mass, temperature = tempered
         all_dead = jnp.isneginf(weighing.log_sum)
         pinned = {} if retained is None else {"retained": retained}
-        ancestors = self.resampler(key, drawn_from, self.num_particles, **pinned)
+        ancestors = self.resampler(key, lax.stop_gradient(drawn_from), self.num_particles, **pinned)
         stay = jnp.arange(self.num_particles, dtype=jnp.int32)
         ancestors = jnp.where(all_dead, stay, jnp.asarray(ancestors, jnp.int32))
 
+        is_conditional = isinstance(self.resampler, _Pinned)
+        if is_conditional and not (self.resampler.independent and kept is None and retained is None):
+            log_weights = refuse(log_weights, _NO_CONDITIONAL_DERIVATIVE)
+
         def children(ancestors):
-            start = children_log_weights(log_weights, ancestors)
+            start = children_log_weights(log_weights, ancestors, pinned=is_conditional)
             if kept is not None:
-                start = start + take(kept, ancestors)
+                start = start + take(lax.stop_gradient(kept), ancestors)
             return jnp.where(all_dead, log_weights, start)
 
         return Selected(ancestors, children, jnp.where(all_dead, 0.0, lax.stop_gradient(log_mass)), temperature)

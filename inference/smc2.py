@@ -41,11 +41,13 @@ from jax.flatten_util import ravel_pytree
 from ppl import chance, runners
 from ppl import progress as progress_bar
 from ppl.errors import SiteValueError
+from ppl.guarantees import Promising, promised, require_unbiased
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.metropolis_hastings import acceptance
 from ppl.inference.parameter_walk import Walk, check_scale, frozen_selector, proposing
-from ppl.inference.pmmh import estimate, prepared_unbiased
+from ppl.inference.pmmh import ESTIMATES, estimate, prepared_unbiased
 from ppl.inference.population import OnlyWeigh, blame_sites
+from ppl.inference.schemes import resampler_guarantee
 from ppl.inference.smc import SMC
 from ppl.inference.validation import refuse_state, require_count, require_fraction
 from ppl.ir import Draw, Loop, Score
@@ -63,7 +65,7 @@ _SIDE_BY_SIDE = 16_384  # particles of populations that run at once
 
 
 @dataclasses.dataclass(frozen=True)
-class SMC2:
+class SMC2(Promising):
     """Particle filters inside SMC.
 
     Attributes:
@@ -98,8 +100,7 @@ class SMC2:
             require_count("move_every", self.move_every)
         if not isinstance(self.smc, SMC):
             raise TypeError(f"`smc` must be an SMC(..), got {self.smc!r}.")
-        if self.smc.guarantee != "unbiased":
-            raise ValueError(f"`smc` must be unbiased, got {self.smc!r}, whose guarantee is {self.smc.guarantee!r}.")
+        require_unbiased("`smc` must be unbiased", self.smc)
         if self.smc.rejuvenation is not None:
             raise ValueError(f"`smc` with `rejuvenation` cannot run inside SMC2, got {self.smc!r}.")
         require_fraction("ess_threshold", self.ess_threshold)
@@ -121,13 +122,14 @@ class SMC2:
     def guarantee(self) -> str:
         """What the weights stand for: "unbiased" at moves and with proposals fixed beforehand, else "consistent"."""
         fixed = self.move_every is not None and (self.proposal is not None or self.scale is not None)
-        return "unbiased" if fixed else "consistent"
+        return promised("unbiased" if fixed else "consistent", self.smc, resampler_guarantee(self.resampler))
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
         program, smc = prepared_unbiased(self.smc, program)
         staged = program.stage(keep_rules=False)
+        require_unbiased(ESTIMATES, staged)
         keep = kept_sites(staged, keep)
         _Population(self, smc, TraceSpace(staged))  # say early what does not fit
         show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
@@ -156,10 +158,10 @@ class SMC2:
                 value=value,
                 sites=sites,
                 present=present,
-                guarantee=self.guarantee,
+                guarantee=promised(staged, self),
                 algorithm=repr(self),
             )
-            shown = posterior.diagnostics | {"acceptance": diagnostics["acceptance"]}
+            shown = posterior.diagnostics | {name: diagnostics[name] for name in ("moved", "acceptance")}
             return dataclasses.replace(posterior, diagnostics=shown)
 
         return run
@@ -219,14 +221,14 @@ class _Population:
             particles, rate = jax.lax.cond(
                 due,
                 lambda: self.moved(keys[1], particles, log_weights, t),
-                lambda: (particles, jnp.float32(jnp.nan)),
+                lambda: (particles, jnp.float32(0.0)),
             )
             if show:
                 progress_bar.report(t, length, ess)
             figures = {"ess": ess, "resampled": uneven, "log_evidence": log_evidence, "ancestors": ancestors}
-            return (particles, particles.log_evidences[:, t], log_weights, log_mass), figures | {"acceptance": rate}
+            return (particles, particles.log_evidences[:, t], log_weights, log_mass), figures | {"moved": jnp.asarray(due), "acceptance": rate}
 
-        state = particles, log_proposal, jnp.zeros(self.num), jnp.float32(0.0)
+        state = particles, log_proposal, jnp.zeros(self.num), jnp.zeros(())
         state, diagnostics = jax.lax.scan(step, state, jnp.arange(length))
         particles, before, log_weights, log_mass = state
         return _weighed(log_weights, particles.log_evidences[:, length], before), log_mass, particles, diagnostics

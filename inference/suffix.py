@@ -24,7 +24,7 @@ have fixed lengths in mind; (2) has the factor for others, and sums of log-proba
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class SuffixMH(TraceKernel):
     """
 
     block: int | None = None
+    guarantee: ClassVar[str] = "invariant"
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,6 +133,10 @@ class _Suffixes(Moves):
     def refresh(self, key, sites, memory):
         """Return what is known of a trace; see `_Memory`."""
         return self._run(sites)[1]
+
+    def log_weight(self, memory):
+        """Return W."""
+        return memory.log_weight
 
     def step(self, key, sites, memory):
         """Choose an iteration, draw anew from there, and accept by (2)."""

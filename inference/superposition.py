@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl.gaussian import Gaussian
+from ppl.guarantees import Promising
 from ppl.inference.correctors.ito import Reference, curvature, next_log_density
 from ppl.inference.population import OnlyWeigh, blame_sites, run_population
 from ppl.inference.validation import refuse_state, require_count
@@ -50,7 +51,7 @@ LARGEST = 4.0  # standard deviations of a step's noise that the drift along V ma
 
 
 @dataclasses.dataclass(frozen=True)
-class SuperposedAnd:
+class SuperposedAnd(Promising):
     """Generate what all factors of a product of diffusion processes find equally likely: SuperDiff's AND.
 
     The value is x; the site `log_density`, `[N, M]`, holds the estimated log-density of each factor at the last level,

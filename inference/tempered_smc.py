@@ -35,9 +35,10 @@ import numpy as np
 from ppl import chance, runners
 from ppl import progress as progress_bar
 from ppl.draws import as_key
-from ppl.guarantees import weakest
+from ppl.guarantees import Promising, promised
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.population import OnlyWeigh, blame_sites
+from ppl.inference.schemes import resampler_guarantee
 from ppl.inference.tempering import each_number, scored, split_log_density, tempered
 from ppl.inference.trace_kernel import TraceKernel, only_in_chains
 from ppl.inference.validation import refuse_state, require_count
@@ -54,7 +55,7 @@ _ROWS = 128  # particles whose values are computed at once
 
 
 @dataclasses.dataclass(frozen=True)
-class TemperedSMC:
+class TemperedSMC(Promising):
     """Sequential Monte Carlo over tempered measures.
 
     Attributes:
@@ -123,18 +124,16 @@ class TemperedSMC:
     def guarantee(self) -> str:
         """What the weights stand for: "unbiased" at given temperatures, else "consistent"; or what the kernel does."""
         own = "consistent" if self.temperatures is None else "unbiased"
-        return own if self.kernel.guarantee == "invariant" else weakest(own, self.kernel.guarantee)
+        return promised(own, self.kernel, resampler_guarantee(self.resampler))
 
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments."""
         refuse_state(self, state)
         program, staged = self._staged(program)
         keep = kept_sites(staged, keep)
-        guarantee = weakest(self.guarantee, "unbiased" if program.target is None else program.target.guarantee)
         show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key))
         with progress_bar.showing(show):
-            run = self._runner(keep, show, guarantee)
-            posterior = runners.run(staged, (self, "run", keep, show, guarantee), run, key)
+            posterior = runners.run(staged, (self, "run", keep, show), self._runner(keep, show), key)
             if show:
                 jax.block_until_ready(posterior.log_weights)
         if self.temperatures is None and not runners.is_traced(posterior.log_weights):
@@ -168,7 +167,7 @@ class TemperedSMC:
         scored(space, self.sites)
         return program, staged
 
-    def _runner(self, keep: frozenset[str], show: bool, guarantee: str):
+    def _runner(self, keep: frozenset[str], show: bool):
         def run(staged: Staged, inputs, given, key) -> Posterior:
             space = TraceSpace(staged, inputs, given, differentiable=self.kernel.needs_gradient)
             population = _Population(self, space)
@@ -188,7 +187,7 @@ class TemperedSMC:
                 value=value,
                 sites=sites,
                 present=present,
-                guarantee=guarantee,
+                guarantee=promised(staged, self),
                 algorithm=repr(self),
             )
             shown = posterior.diagnostics | {"acceptance": diagnostics["acceptance"]}
@@ -238,7 +237,7 @@ class _Population:
             lambda: jnp.asarray(self.resampler(resample_key, result.log_weights, self.num), jnp.int32),
         )
         sites = jax.tree.map(lambda a: take(a, ancestors), sites)
-        return self.evenly(sites, log_sum - jnp.log(float(self.num)), jnp.float32(0.0))._replace(origins=ancestors)
+        return self.evenly(sites, log_sum - jnp.log(float(self.num)), jnp.zeros(()))._replace(origins=ancestors)
 
     def evenly(self, sites, log_mass, beta) -> _Particles:
         """Return particles of equal weight; dead ones where no mass is left."""
@@ -296,7 +295,7 @@ class _Population:
 
 def _given(population: _Population, particles: _Particles, key, show: bool):
     """Go through the given temperatures; returns the particles and each step's figures, stacked."""
-    betas = 1.0 / jnp.asarray(population.settings.temperatures, jnp.float32)
+    betas = 1.0 / jnp.asarray(population.settings.temperatures, float)
     num = betas.shape[0]
 
     def step(particles, x):
@@ -312,7 +311,7 @@ def _given(population: _Population, particles: _Particles, key, show: bool):
 def _chosen(population: _Population, particles: _Particles, key, show: bool):
     """Choose temperatures on the way; what follows the last of them repeats it, for `max_steps` steps in all."""
     max_steps, ess = population.settings.max_steps, population.settings.ess
-    figures = jax.eval_shape(lambda: population.step(key, particles, jnp.float32(1.0))[1])
+    figures = jax.eval_shape(lambda: population.step(key, particles, jnp.ones(()))[1])
     stacks = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), figures)
 
     def running(state):

@@ -49,7 +49,7 @@ def scored(space: TraceSpace, selector: Selector) -> tuple[str, ...] | None:
     Raises:
         SiteValueError: nothing is chosen, or a name or prefix is no observation's or factor's.
     """
-    names = [n.name for n, _ in space.staged.block.statements() if isinstance(n, Score) and n.kind != "sample"]
+    names = [n.name for n, _ in space.staged.block.statements() if isinstance(n, Score) and n.is_evidence]
     if not names:
         raise SiteValueError("the program has no observations or factors: there is nothing to temper.")
     if selector is None:
@@ -97,7 +97,7 @@ def split_log_density(space: TraceSpace, sites: dict[str, Any], names: tuple[str
     def log_density(beta):
         return tempered(space, beta, names).log_density(sites)
 
-    return Split(*jax.jvp(log_density, (jnp.float32(0.0),), (jnp.float32(1.0),)))
+    return Split(*jax.jvp(log_density, (jnp.zeros(()),), (jnp.ones(()),)))
 
 
 def each_number(name: str, values: Any) -> tuple[float, ...]:

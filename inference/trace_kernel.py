@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
+from ppl.guarantees import Promising
 from ppl.trace_space import TraceSpace
 
 __all__ = ["Moves", "TraceKernel", "only_in_chains"]
@@ -53,6 +55,11 @@ class Moves(abc.ABC):
         del key, sites
         return memory
 
+    def log_weight(self, memory: Any) -> Any:
+        """Return by what log-weight a memory knows its trace, a scalar: where it is NaN or +inf no step moves it."""
+        del memory
+        return jnp.zeros(())
+
     def over(self, function: Callable, *arguments: Any) -> Any:
         """Map a function that makes moves over the leading axes of its arguments, pytrees of arrays.
 
@@ -70,16 +77,17 @@ def only_in_chains(kernel: Any) -> bool:
     return getattr(kernel, "only_in_chains", False) or any(map(only_in_chains, parts))
 
 
-class TraceKernel(abc.ABC):
+class TraceKernel(Promising, abc.ABC):
     """A kernel on traces. Subclasses are frozen dataclasses, hashable: a list among their settings becomes a tuple.
 
     Attributes:
-        guarantee: "invariant", or less.
+        guarantee: "invariant", or less; see `ppl.guarantees`. Nothing is known of a kernel of your own until its class
+            declares it: `guarantee = "invariant"`, which `ppl.testing.assert_invariant` checks.
         needs_gradient: whether densities are differentiated.
         only_in_chains: see the function of that name.
     """
 
-    guarantee: ClassVar[str] = "invariant"
+    guarantee: ClassVar[str] = "assumed"
     needs_gradient: ClassVar[bool] = False
     only_in_chains: ClassVar[bool] = False
 

@@ -80,12 +80,11 @@ def evidence_variance(posterior: Posterior, *, resampler: str | None = None) -> 
         resampler: the name of the scheme; None reads it from `posterior.algorithm`.
 
     Raises:
-        ValueError: the posterior keeps no genealogy.
+        ValueError: the posterior keeps no genealogy, or its scheme is of the user's own and not declared.
     """
+    independent = _independent(posterior, resampler)
     ancestors, count = _generations(posterior, None)
-    variance = genealogy.relative_variance(
-        posterior.log_weights, genealogy.origins(ancestors), count, _independent(posterior, resampler)
-    )
+    variance = genealogy.relative_variance(posterior.log_weights, genealogy.origins(ancestors), count, independent)
     return jnp.where(jnp.isnan(posterior.log_evidence), jnp.nan, variance)
 
 
@@ -105,11 +104,13 @@ def expectation_error(
         For each leaf its standard error; NaN where all living particles have one Eve.
 
     Raises:
-        ValueError: the posterior keeps no genealogy, or `lag` is negative.
+        ValueError: the posterior keeps no genealogy, its scheme is of the user's own and not declared, or `lag` is
+            negative.
     """
+    independent = _independent(posterior, resampler)
     ancestors, count = _generations(posterior, lag)
     families, weights = genealogy.origins(ancestors), posterior.weights
-    factor, _ = genealogy.correction(count, posterior.num_particles, _independent(posterior, resampler))
+    factor, _ = genealogy.correction(count, posterior.num_particles, independent)
     several = jnp.sum(genealogy.family_sums(weights, families) > 0) > 1
 
     def error(values, mean):
@@ -136,4 +137,12 @@ def _generations(posterior: Posterior, lag: int | None) -> tuple[Any, Any]:
 
 
 def _independent(posterior: Posterior, resampler: str | None) -> bool:
-    return posterior.independent_ancestors if resampler is None else resampler == "multinomial"
+    if resampler is not None:
+        return resampler == "multinomial"
+    if posterior.guarantee == "assumed":
+        raise ValueError(
+            f'`posterior` by {posterior.algorithm} is "assumed": nothing is known of how its ancestors were drawn. '
+            'Declare the scheme, ppl.inference.resampler(fn, guarantee="unbiased"), or name the one that it is like, '
+            "`resampler='systematic'`."
+        )
+    return posterior.independent_ancestors

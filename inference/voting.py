@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl.guarantees import Promising
 from ppl.inference.importance import ImportanceSampling
 from ppl.inference.validation import refuse_state
 from ppl.posterior import Posterior, Status
@@ -32,7 +33,7 @@ __all__ = ["MajorityVote"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MajorityVote:
+class MajorityVote(Promising):
     """Run a program and others beside it, and keep the generations that gave the most frequent answer.
 
     Attributes:
@@ -83,7 +84,8 @@ class MajorityVote:
             raise TypeError("MajorityVote counts votes on the host: call it outside of jax.jit and jax.vmap.")
         voting = [run for run in runs if bool(run.status.ok)]
         if not voting:
-            return dataclasses.replace(runs[0], guarantee=self.guarantee, algorithm=repr(self))
+            nan = jnp.full_like(runs[0].log_evidence, jnp.nan)
+            return dataclasses.replace(runs[0], log_evidence=nan, guarantee=self.guarantee, algorithm=repr(self))
         return self._elect(programs[0], voting)
 
     def _elect(self, program: Program, runs: list[Posterior]) -> Posterior:

@@ -6,6 +6,7 @@ A generation, text or image, is a probabilistic program; inference algorithms ar
 from ppl.control_flow import scan as scan
 from ppl.errors import AllParticlesDied as AllParticlesDied
 from ppl.errors import BranchError as BranchError
+from ppl.errors import DerivativeError as DerivativeError
 from ppl.errors import DuplicateSite as DuplicateSite
 from ppl.errors import InvalidWeight as InvalidWeight
 from ppl.errors import MisplacedSite as MisplacedSite

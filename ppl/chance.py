@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
+from ppl.densities import innermost
 from ppl.errors import SiteTypeError, user_line
 from ppl.kernels import resampling
 
@@ -126,7 +126,7 @@ def sampler(law: Any, site: str) -> Callable:
     if values is None:
         if random_bits_in(jax.make_jaxpr(lambda key: law.sample(key))(jax.random.key(0))):
             raise SiteTypeError(
-                f"{site!r} at {user_line()}: {type(_inmost(law)).__name__} cannot be enumerated; the exact checker "
+                f"{site!r} at {user_line()}: {type(innermost(law)).__name__} cannot be enumerated; the exact checker "
                 "needs finite sites, whose values are known while the program is staged, such as dist.Categorical or "
                 "dist.Bernoulli. For other programs there is ppl.testing.assert_joint."
             )
@@ -148,7 +148,7 @@ def _options(law) -> tuple[Any, Any]:
 
     The batch is all that is drawn independently: plates, and what `to_event` made part of an event.
     """
-    inner = _inmost(law)
+    inner = innermost(law)
     if not inner.has_enumerate_support:
         return None, None
     try:
@@ -160,12 +160,6 @@ def _options(law) -> tuple[Any, Any]:
     log_probs = jnp.moveaxis(jnp.asarray(inner.log_prob(values)), 0, -1)
     log_probs = jnp.broadcast_to(log_probs, (*batch, values.shape[0]))
     return values.reshape(values.shape[:1] + inner.event_shape), _relative(log_probs)
-
-
-def _inmost(law):
-    while isinstance(law, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        law = law.base_dist
-    return law
 
 
 def _relative(logits):

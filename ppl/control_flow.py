@@ -19,7 +19,11 @@ from ppl.errors import SiteTypeError, SiteValueError, user_line
 from ppl.primitives import Inner, loop_p, trace
 from ppl.staging import current_staging, staging_options
 
-__all__ = ["LoopCarry", "scan"]
+__all__ = ["LoopCarry", "NoRoom", "scan"]
+
+
+class NoRoom(ValueError):
+    """A node of a loop's carry cannot have the room that is asked for."""
 
 
 @runtime_checkable
@@ -27,17 +31,26 @@ class LoopCarry(Protocol):
     """What a pytree node in the carry may tell `ppl.scan` about itself.
 
     A node that grows, as the cache of a language model does, has a fixed shape inside a loop: room for all iterations
-    is made before it. The step is traced once to see how much one iteration uses.
+    is made before it. The step is traced once to see how many entries an iteration adds to the carry. A node is a
+    value: what a step adds to it and does not return has room in that step alone, which the node sees to itself.
     """
 
-    def enter_loop(self, slots: int) -> Any:
-        """Return the node with room for `slots` more entries, counting from zero what an iteration uses."""
+    def enter_loop(self, count: int, length: int) -> Any:
+        """Return the node as each of `length` iterations sees it, with room for `count` entries in each of them.
 
-    def end_iteration(self) -> tuple[Any, int]:
-        """Return the node as it enters the next iteration, and the number of entries that this one used."""
+        Raises:
+            NoRoom: it cannot have so much.
+        """
 
-    def exit_loop(self, outer: Any, slots: int) -> Any:
-        """Return the node for use after the loop; `outer` is the node that entered it."""
+    def end_iteration(self, entered: Any) -> tuple[Any, int]:
+        """Return the node as it enters the next iteration, and how many entries it has more than `entered`.
+
+        `entered` is the node that entered this iteration in the same place of the carry; this one may be another's
+        successor. It must have the shapes of `entered` where that has room for as many entries.
+        """
+
+    def exit_loop(self, count: int, length: int) -> Any:
+        """Return the node for use after a loop of `length` iterations that added at most `count` entries each."""
 
     def scratch(self) -> Any:
         """Return the node with a bool for each leaf: whether it may hold anything once the particle is frozen.
@@ -62,8 +75,7 @@ def scan(
         xs: a pytree of arrays with one leading axis length, or None.
         length: the number of iterations, needed where `xs` is None.
         until: maps a carry to a bool, tested before each iteration, the first included. A particle for which it holds
-        is
-            frozen: its carry stays, later iterations contribute no density, its ys and sites there are zeros.
+            is frozen: its carry stays, later iterations contribute no density, its ys and sites there are zeros.
 
     Returns:
         The last carry, and the ys stacked on a leading axis, `[length, ...]`.
@@ -79,21 +91,30 @@ def scan(
     length = _length(xs_leaves, length, where)
     x_types = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in xs_leaves]
 
-    carry, used = _enter(init, length), 1
+    used, tried = 1, set()
     # A fixpoint of two questions that only a trace of the step answers: what types the carry settles on
     # (as in `jax.lax.scan`, a weakly typed leaf may be promoted) and how many entries an iteration uses (mostly one).
+    carry = None
     for _ in range(8):
-        leaves, tree = jax.tree.flatten(carry)
-        leaves = _arrays(leaves, "the carry", where)
-        with staging_options(inner=True):
-            body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types, where)
+        try:
+            carry = _enter(init, used, length) if carry is None else carry
+            leaves, tree = jax.tree.flatten(carry)
+            leaves = _arrays(leaves, "the carry", where)
+            with staging_options(inner=True):
+                body, constants, out_tree, y_tree, slots = _trace_step(step, tree, leaves, xs_tree, x_types, where)
+        except NoRoom:
+            if tried:
+                raise
+            carry, used, tried = None, 0, {used}  # there was no room for a guess
+            continue
         if tree != out_tree:
             raise SiteTypeError(
                 f"ppl.scan at {where}: the step was given a carry of structure {tree} and returned {out_tree}. "
                 "They must agree."
             )
-        if slots != used:
-            carry, used = _enter(init, slots * length), slots
+        if slots > used or slots < used and slots not in tried:
+            tried.add(used)
+            carry, used = None, slots
             continue
         promoted, changed = _promote(leaves, body.out_avals[: len(leaves)], carry, where)
         if not changed:
@@ -104,9 +125,11 @@ def scan(
 
     stop, stop_constants = None, []
     if until is not None:
-        stop, stop_constants = trace(
-            lambda *flat: _as_bool(until(jax.tree.unflatten(tree, flat)), where), *_types(leaves)
-        )
+        # It is asked after the last iteration too.
+        def stops(*flat):
+            return _as_bool(until(_exit(jax.tree.unflatten(tree, flat), used, length)), where)
+
+        stop, stop_constants = trace(stops, *_types(leaves))
     outputs = loop_p.bind(
         *constants, *stop_constants, *leaves, *xs_leaves,
         body=body, until=stop, num_constants=len(constants), num_until_constants=len(stop_constants),
@@ -114,7 +137,7 @@ def scan(
         resamples=not staging.inner, where=where, owner=staging.owner,
     )  # fmt: skip
     last = jax.tree.unflatten(tree, outputs[: len(leaves)])
-    return _exit(last, init, used * length), jax.tree.unflatten(y_tree, outputs[len(leaves) :])
+    return _exit(last, used, length), jax.tree.unflatten(y_tree, outputs[len(leaves) :])
 
 
 @loop_p.def_abstract_eval
@@ -134,7 +157,7 @@ def _trace_step(step, tree, leaves, xs_tree, x_types, where):
             raise SiteTypeError(
                 f"ppl.scan at {user_line()}: the step must return (carry, y), got {type(result).__name__}."
             )
-        structure["slots"], new_carry = _end_iteration(result[0])
+        structure["slots"], new_carry = _end_iteration(result[0], carry)
         carry_leaves, structure["carry"] = jax.tree.flatten(new_carry)
         y_leaves, structure["y"] = jax.tree.flatten(result[1])
         return [*_arrays(carry_leaves, "the carry that the step returns", where), *_arrays(y_leaves, "y", where)]
@@ -202,29 +225,28 @@ def _is_loop_carry(node) -> bool:
     return isinstance(node, LoopCarry)
 
 
-def _enter(init, slots: int):
+def _enter(init, count: int, length: int):
     return jax.tree.map(
-        lambda n: n.enter_loop(slots) if _is_loop_carry(n) else n, init, is_leaf=_is_loop_carry
+        lambda n: n.enter_loop(count, length) if _is_loop_carry(n) else n, init, is_leaf=_is_loop_carry
     )  # fmt: skip
 
 
-def _end_iteration(carry) -> tuple[int, Any]:
-    used = []
+def _end_iteration(carry, entered) -> tuple[int, Any]:
+    nodes, tree = jax.tree.flatten(carry, is_leaf=_is_loop_carry)
+    before, tree_before = jax.tree.flatten(entered, is_leaf=_is_loop_carry)
+    if tree != tree_before:
+        return 0, carry  # an error that `scan` words
+    added = []
+    for place, (node, old) in enumerate(zip(nodes, before, strict=True)):
+        if type(node) is type(old) and _is_loop_carry(node):
+            nodes[place], count = node.end_iteration(old)
+            added.append(count)
+    return max(added, default=0), jax.tree.unflatten(tree, nodes)
 
-    def end(node):
-        if not _is_loop_carry(node):
-            return node
-        node, count = node.end_iteration()
-        used.append(count)
-        return node
 
-    carry = jax.tree.map(end, carry, is_leaf=_is_loop_carry)
-    return max(used, default=0), carry
-
-
-def _exit(last, init, slots: int):
+def _exit(last, count: int, length: int):
     return jax.tree.map(
-        lambda n, outer: n.exit_loop(outer, slots) if _is_loop_carry(n) else n, last, init, is_leaf=_is_loop_carry
+        lambda n: n.exit_loop(count, length) if _is_loop_carry(n) else n, last, is_leaf=_is_loop_carry
     )  # fmt: skip
 
 

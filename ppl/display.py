@@ -33,7 +33,7 @@ def brief(value: Any) -> str:
         return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, tuple):
         return f"({', '.join(map(brief, value))}{',' * (len(value) == 1)})"
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type) or not value.__dataclass_params__.repr:
         return repr(value)
     shown = []
     for field in dataclasses.fields(value):

@@ -19,6 +19,7 @@ import numpyro
 __all__ = [
     "AllParticlesDied",
     "BranchError",
+    "DerivativeError",
     "DuplicateSite",
     "InvalidWeight",
     "MisplacedSite",
@@ -54,6 +55,10 @@ class MisplacedSite(ProgramError, ValueError):
 
 class BranchError(ProgramError, TypeError):
     """A Python branch, loop bound or conversion that needs the value of something known only when the program runs."""
+
+
+class DerivativeError(ProgramError, TypeError):
+    """A derivative that the library cannot give without bias: of a run, with respect to a value that it depends on."""
 
 
 class SiteValueError(ProgramError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from ppl.draws import as_key
 from ppl.errors import AllParticlesDied, InvalidWeight
+from ppl.guarantees import has_evidence, promised
 from ppl.host import reporting
 from ppl.posterior import Outcome, Posterior
 from ppl.program import as_program
@@ -58,13 +60,30 @@ def infer(
     }
     if state is not None:
         options["state"] = state
-    posterior = reporting(lambda: algorithm(program, key, **options))
+    posterior = with_guarantee(program, algorithm, reporting(lambda: algorithm(program, key, **options)))
     status = posterior.status
     if is_traced(status) or jnp.ndim(status.code):
         return posterior
     if int(status.code) == Outcome.OK:
         return posterior
     raise _failure(program, algorithm, key, posterior)
+
+
+def with_guarantee(program, algorithm, posterior: Posterior) -> Posterior:
+    """Return a posterior that promises no more than is known: algorithms of the user's own may leave that open."""
+    if not isinstance(posterior, Posterior):
+        raise TypeError(f"`algorithm` {algorithm!r} must return a Posterior, got {type(posterior).__name__}.")
+    stated = posterior.guarantee
+    if stated:
+        parts, chain = [stated, program.target], stated == "invariant"
+    else:
+        staged = program.stage(keep_rules=False)
+        parts, chain = [staged, promised(algorithm)], getattr(algorithm, "guarantee", None) == "invariant"
+    guarantee = promised(*parts, chain=chain or posterior.num_chains > 0)
+    log_evidence = posterior.log_evidence
+    if not has_evidence(guarantee):
+        log_evidence = jnp.full_like(log_evidence, jnp.nan)
+    return dataclasses.replace(posterior, guarantee=guarantee, log_evidence=log_evidence)
 
 
 def _names(keep) -> list[str]:
@@ -90,10 +109,20 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
     named = ", ".join(text for *_, text in culprits) or "no single site"
     place = f"at step {step}" if step >= 0 else "outside of the loops"
     if outcome == Outcome.INVALID_WEIGHT:
+        what = "the log-weight of a living particle became"
+        if posterior.num_chains:
+            what, place = "the log-density at a chain's start is", ""
         return InvalidWeight(
-            f"{algorithm!r}: the log-weight of a living particle became NaN or +inf {place}. It came from {named}. "
+            f"{algorithm!r}: {what} NaN or +inf{place and f' {place}'}. It came from {named}. "
             "Check the "
             "distribution's parameters and the value there; a forbidden value has log-weight -inf."
+        )
+    if posterior.num_chains:
+        return AllParticlesDied(
+            f"{algorithm!r}: a chain found no start of positive density among its draws of the program. They were "
+            f"killed by {named}. Let it choose among more draws, `num_starts`; draw the sites there from where the "
+            "program is possible, ppl.sample(..., proposal=...); or hold some of them at values that are, "
+            "ppl.condition(program, {site: value})."
         )
     return AllParticlesDied(
         f"{algorithm!r}: all {posterior.num_particles} particles have weight zero {place}. They were killed by "

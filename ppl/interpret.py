@@ -37,7 +37,9 @@ import jax
 import jax.numpy as jnp
 
 from ppl import draws, replay
+from ppl.derivatives import refuse, remembered
 from ppl.dataflow import stretch_flags
+from ppl.errors import SiteTypeError
 from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
 from ppl.iterate import iterate
 from ppl.lanes import Frame, Lane, read, take, trace_back
@@ -83,6 +85,8 @@ class Interpreter:
             where one iteration's density tells, or "replay", by the density of the whole future.
         power: to which power observations and factors count, a scalar; None is 1. What forbids does so at any power.
         powered: the names of those that do; None for all.
+        path: where the run is differentiated, the names of the draws that move with a parameter, see `ppl.derivatives`;
+            None where it is not.
         site_types: the types of all free sample sites, by name, without the particle axis; for runs that move particles
             or replay futures, and `keep` must name them all.
     """
@@ -101,6 +105,7 @@ class Interpreter:
     ancestor_sampling: str | None = None
     power: Any = None
     powered: frozenset[str] | None = None
+    path: frozenset[str] | None = None
     site_types: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
 
     def run(
@@ -134,6 +139,7 @@ class Interpreter:
         frame = self.frame(lanes, block, [Lane(jnp.asarray(x)) for x in inputs])
         frame.retained, frame.redrawn, frame.stop = retained or {}, redrawn or {}, stop
         value = self.block(block, frame.inputs, keys, frame)
+        self._refuse_nan("the returned value", [lane for lane in value if lane.random], frame)
         sites = {name: frame.env[v] for name, (v, _) in frame.records.items()}
         present = {name: None if p is None else frame.env[p] for name, (_, p) in frame.records.items()}
         return Result(
@@ -179,6 +185,7 @@ class Interpreter:
             elif isinstance(segment, Record):
                 if segment.name in self.keep:
                     frame.records[segment.name] = frame.new_variable(read(frame, segment.value)), None
+                    self._refuse_nan(segment.name, [read(frame, segment.value)], frame)
             elif isinstance(segment, Given):
                 frame.given = {**frame.given, segment.name: read(frame, segment.value)}
             else:
@@ -237,6 +244,8 @@ class Interpreter:
             frame.records[node.name] = frame.new_variable(lane), None
         elif node.name in self.keep:
             frame.records[node.name] = node.output, None
+            if given is None:
+                self._refuse_nan(node.name, [lane], frame)
 
     def _drawn(self, node: Draw, keys, frame: Frame) -> Lane:
         """Draw a value for each particle; the retained one has its own."""
@@ -249,8 +258,22 @@ class Interpreter:
                 return Lane(retained[None], True)
         proposed = node.proposal is not None and not self.weigh_draws
         sampler, parameters = (node.proposal, node.proposal_parameters) if proposed else (node.sampler, node.parameters)
+        if sampler is None:
+            raise SiteTypeError(
+                f"the site {node.name!r} ({node.where}) must be drawn, and its distribution has no sampler. Give it a "
+                "proposal, ppl.sample(..., proposal=...), or observe it; ppl.simulate draws no proposals."
+            )
         lanes = [read(frame, a) for a in parameters]
-        arrays, key = [lane.array for lane in lanes], keys[node.key_index]
+        arrays = [lane.array for lane in lanes]
+        key = jax.random.key(0) if keys is None and node.is_certain else keys[node.key_index]
+        if self._stays(node):
+            arrays = jax.lax.stop_gradient(arrays)
+            message = (
+                f"the site {node.name!r} ({node.where}) has no derivative: its draws do not move smoothly with its "
+                "parameters, and the support of its distribution does. Draw it from a distribution of fixed support "
+                "and transform the value."
+            )
+            refuse([read(frame, a).array for a in node.bounds], message)
         if self.num_particles is None:
             return Lane(draws.draw(sampler, arrays, key))
         random = tuple(lane.random for lane in lanes)
@@ -259,6 +282,10 @@ class Interpreter:
         others = [array[1:] if flag else array for array, flag in zip(arrays, random, strict=True)]
         drawn = draws.draw_population(sampler, others, random, key, self.num_particles - 1)
         return Lane(jnp.concatenate([retained[None], drawn]), True)
+
+    def _stays(self, node: Draw) -> bool:
+        """Whether the values of a draw stay where they are while a derivative is taken."""
+        return self.path is not None and node.name not in self.path
 
     def _given(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
         """Return the value that a site was given; an unconstrained one is mapped to the support."""
@@ -276,10 +303,16 @@ class Interpreter:
     def _possible_where_frozen(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
         """Put a possible value in the place of one that does not count, so that gradients through it are finite."""
 
-        def possible(*parameters):
-            return [draws.draw(node.sampler, jax.lax.stop_gradient(list(parameters)), jax.random.key(0))]
+        sampler, parameters = node.sampler, node.parameters
+        if sampler is None:
+            sampler, parameters = node.proposal, node.proposal_parameters
+        if sampler is None:
+            return lane
 
-        (other,) = self._apply(possible, [read(frame, a) for a in node.parameters])
+        def possible(*parameters):
+            return [draws.draw(sampler, jax.lax.stop_gradient(list(parameters)), jax.random.key(0))]
+
+        (other,) = self._apply(possible, [read(frame, a) for a in parameters])
         return self.map(jnp.where, frame.active, lane, other)
 
     def _score(self, node: Score, frame: Frame) -> None:
@@ -287,23 +320,61 @@ class Interpreter:
         if node.kind == "sample" and not self.weigh_draws:
             given, mask = node.name in frame.given, frame.redrawn.get(node.name)
             if not given or mask is not None:
-                if not given and node.log_proposal is None:
+                drawn = self._weight_of_drawn(node, increment, frame)
+                if drawn is None and not given:
                     return
-                if node.log_proposal is None:
+                if drawn is None:
                     drawn = Lane(jnp.zeros_like(increment.array), increment.random)
-                else:
-                    drawn = self.map(jnp.subtract, increment, read(frame, node.log_proposal))
                 increment = drawn if not given else self.map(jnp.where, Lane(mask), drawn, increment)
-        elif node.kind != "sample" and self.power is not None and (self.powered is None or node.name in self.powered):
+        elif node.is_evidence and self.power is not None and (self.powered is None or node.name in self.powered):
             increment = self.map(lambda x: jnp.where(x == -jnp.inf, x, self.power * x), increment)
+        self._weigh(node.name, increment, frame)
+
+    def _weigh(self, name: str, increment: Lane, frame: Frame) -> None:
+        """Add to the log-weights, and note whom a site killed or gave an invalid weight."""
         before = frame.log_weights
         self._add(increment, frame)
         if self.blame:
-            dead = before == -jnp.inf
-            frame.blame[node.name] = {
-                "invalid": jnp.sum(~dead & (jnp.isnan(frame.log_weights) | (frame.log_weights == jnp.inf))),
-                "killed": jnp.sum(~dead & (frame.log_weights == -jnp.inf)),
+            was_valid = (before > -jnp.inf) & (before < jnp.inf)
+            counts = {
+                "invalid": jnp.sum(was_valid & (jnp.isnan(frame.log_weights) | (frame.log_weights == jnp.inf))),
+                "killed": jnp.sum(was_valid & (frame.log_weights == -jnp.inf)),
             }
+            so_far = frame.blame.get(name)
+            frame.blame[name] = counts if so_far is None else jax.tree.map(jnp.add, so_far, counts)
+
+    def _refuse_nan(self, name: str, lanes: list[Lane], frame: Frame) -> None:
+        """Give particles that hold NaN in a value that is kept an invalid weight: nothing else would show it."""
+        if self.num_particles is None or self.weigh_draws:
+            return
+        for lane in lanes:
+            if jnp.issubdtype(lane.array.dtype, jnp.inexact):
+                missing = self.map(lambda x: jnp.where(jnp.any(jnp.isnan(jax.lax.stop_gradient(x))), jnp.nan, 0.0), lane)
+                self._weigh(name, missing, frame)
+
+    def _weight_of_drawn(self, node: Score, log_density: Lane, frame: Frame) -> Lane | None:
+        """Return the log-weight of a value that was drawn; None where it is 0 and no derivative is remembered."""
+        log_proposal = None if node.log_proposal is None else read(frame, node.log_proposal)
+        if self.path is None or node.name in self.path:
+            return None if log_proposal is None else self.map(jnp.subtract, log_density, log_proposal)
+        if log_proposal is None:
+            weight = Lane(remembered(log_density.array), log_density.random)
+            drawn_alone = Lane(jnp.zeros_like(weight.array), weight.random)
+        else:
+            drawn_alone = self.map(jnp.subtract, log_density, log_proposal)
+            message = (
+                f"the proposal of {node.name!r} ({node.where}) depends on what the run is differentiated with respect "
+                "to, and its draws do not move smoothly with it. Z does not depend on a proposal: for the derivative "
+                "of exp(log_evidence) wrap the proposal's parameters in jax.lax.stop_gradient. The derivative of "
+                "E[log_evidence], an ELBO, needs a proposal of continuous values that move smoothly, such as dist.Normal."
+            )
+            held = self.map(lambda x: jax.lax.stop_gradient(refuse(x, message)), log_proposal)
+            weight = self.map(jnp.subtract, log_density, held)
+        if node.name not in frame.retained:
+            return weight
+        # The retained value was not drawn: its weight is p / q with q's derivative too, and 1 where nothing proposes.
+        full, alone = self.full(weight), self.full(drawn_alone)
+        return Lane(full.at[0].set(alone[0]), True)
 
     def _add(self, increment: Lane, frame: Frame) -> None:
         """Add to the log-weights where it counts: not for the frozen, nor for the dead."""

@@ -85,7 +85,7 @@ class Apply:
 class Draw:
     """A random value: `sampler` maps (parameters..., key) to it; so does `proposal`, where the user gave one.
 
-    `support` tells where it may lie, given `bounds`.
+    `support` tells where it may lie, given `bounds`. A law that has a density alone has no sampler.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Draw:
     proposal_parameters: tuple[Atom, ...]
     bounds: tuple[Atom, ...]
     output: int
-    sampler: Block
+    sampler: Block | None
     proposal: Block | None
     support: Support | None
     aval: Any
@@ -107,6 +107,13 @@ class Draw:
         return self.parameters + self.proposal_parameters + self.bounds
 
     @property
+    def is_certain(self) -> bool:
+        """Whether the value is certain given the parameters, as that of `dist.Delta` is: nothing is drawn."""
+        if self.sampler is None or self.proposal is not None:
+            return False
+        return not any(self.sampler.inputs[-1] in node.inputs for node in self.sampler.nodes)
+
+    @property
     def outputs(self) -> tuple[int, ...]:
         """The variable that this node defines."""
         return (self.output,)
@@ -117,7 +124,7 @@ class Score:
     """A contribution to the log-density: of a sample site, an observation or a factor."""
 
     name: str
-    kind: str  # "sample", "observe" or "factor"
+    kind: str  # "sample", "observe", "factor", or whose parameters it checks: "distribution's parameters"
     log_density: Atom
     log_proposal: Atom | None
     where: str
@@ -126,6 +133,16 @@ class Score:
     def inputs(self) -> tuple[Atom, ...]:
         """The values that this node reads."""
         return (self.log_density,) if self.log_proposal is None else (self.log_density, self.log_proposal)
+
+    @property
+    def checks(self) -> bool:
+        """Whether it is 0 where all is well and NaN elsewhere, and no part of the density."""
+        return self.kind.endswith("parameters")
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it is an observation's or a factor's."""
+        return self.kind in ("observe", "factor")
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -416,9 +433,11 @@ class _Builder:
         params = eqn.params
         if eqn.primitive is draw_p:
             cut = params["num_parameters"]
-            sampler, lifted = self.sub_block(params["sampler"])
             bounds_start = len(inputs) - params["num_bounds"]
-            parameters = (*lifted, *inputs[:cut])
+            sampler, parameters = None, ()
+            if params["sampler"] is not None:
+                sampler, lifted = self.sub_block(params["sampler"])
+                parameters = (*lifted, *inputs[:cut])
             proposal, proposal_parameters = None, ()
             if params["proposal"] is not None:
                 proposal, lifted = self.sub_block(params["proposal"])

@@ -53,19 +53,23 @@ def _until_all_are_frozen(plan: LoopPlan, iteration: Callable, state, xs):
     node, num = plan.node, plan.interpreter.num_particles
     last = node.length if plan.stop is None else jnp.minimum(plan.stop, node.length)
     first = jax.tree.map(lambda a: a[0], xs)
-    program, shapes = jax.make_jaxpr(iteration, return_shape=True)(state, first)
-    run, tree = jex.jaxpr_as_fun(program), jax.tree.structure(shapes)
-    stacks = jax.tree.map(lambda s: jnp.zeros((node.length, *s.shape), s.dtype), shapes[1])
-    if "ancestors" in stacks:
-        stacks["ancestors"] = stacks["ancestors"] + jnp.arange(num, dtype=jnp.int32)
 
-    def running(loop_state):
-        state, _ = loop_state
+    def running(state):
         going_on = state["step"] < last
         if node.until is None:
             return going_on
         # Where nothing is resampled, iterations of the frozen change nothing: runs side by side end together.
         return going_on & ~(jnp.all if plan.moves else _all_of_all)(state["done"])
+
+    def idle(shapes):
+        out = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return out | ({"ancestors": jnp.arange(num, dtype=jnp.int32)} if "ancestors" in out else {})
+
+    if plan.interpreter.path is not None:
+        return _scan_while(running, iteration, idle, state, xs)
+    program, shapes = jax.make_jaxpr(iteration, return_shape=True)(state, first)
+    run, tree = jex.jaxpr_as_fun(program), jax.tree.structure(shapes)
+    stacks = jax.tree.map(lambda row: jnp.broadcast_to(row, (node.length, *row.shape)), idle(shapes[1]))
 
     def step(loop_state):
         state, stacks = loop_state
@@ -74,7 +78,17 @@ def _until_all_are_frozen(plan: LoopPlan, iteration: Callable, state, xs):
         write = lambda stack, o: jax.lax.dynamic_update_index_in_dim(stack, o, state["step"], 0)  # noqa: E731
         return new_state, jax.tree.map(write, stacks, out)
 
-    return jax.lax.while_loop(running, step, (state, stacks))
+    return jax.lax.while_loop(lambda loop_state: running(loop_state[0]), step, (state, stacks))
+
+
+def _scan_while(running: Callable, iteration: Callable, idle: Callable, state, xs):
+    """Run the same iterations in a scan, which has a derivative in reverse; those that would not run pass in a branch."""
+
+    def step(state, x):
+        shapes = jax.eval_shape(iteration, state, x)[1]
+        return jax.lax.cond(running(state), iteration, lambda state, x: (state, idle(shapes)), state, x)
+
+    return jax.lax.scan(step, state, xs)
 
 
 def rows(plan: LoopPlan) -> dict[str, Any]:

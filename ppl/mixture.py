@@ -26,7 +26,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ppl.gaussian import Gaussian
-from ppl.guarantees import weakest
+from ppl.guarantees import promised
 from ppl.process import Process
 from ppl.products import product_law
 from ppl.targets import Target
@@ -74,7 +74,7 @@ class Mixture(Process):
         self.log_weights = jnp.asarray(np.log(weights), jnp.result_type(float))
         self.first = processes[0]
         self.num_steps = self.first.num_steps
-        self.guarantee = weakest(*(process.guarantee for process in processes))
+        self.guarantee = promised(*processes)
         self.keeps_path, self.resamples_every_step = self.first.keeps_path, self.first.resamples_every_step
 
     def origin(self) -> Any:

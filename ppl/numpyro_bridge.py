@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions import constraints
 
-from ppl import chance
+from ppl import chance, densities
 from ppl.errors import MisplacedSite, SiteTypeError, SiteValueError, user_line
-from ppl.primitives import draw_p, given_p, record_p, score_p, trace
+from ppl.primitives import Inner, draw_p, given_p, record_p, score_p, trace
 from ppl.staging import Staging, current_staging
 from ppl.supports import split_support
 
@@ -74,8 +73,8 @@ def _bind_message(staging: Staging, msg):
     sample_shape = msg["kwargs"].get("sample_shape", ())
     if sample_shape:
         law = law.expand(tuple(sample_shape) + law.batch_shape)
-    if isinstance(_innermost(law), dist.Unit):
-        shape = jnp.shape(_innermost(law).log_factor)
+    if isinstance(densities.innermost(law), dist.Unit):
+        shape = jnp.shape(densities.innermost(law).log_factor)
         if shape and not msg["cond_indep_stack"]:
             raise SiteValueError(
                 f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
@@ -90,6 +89,7 @@ def _bind_message(staging: Staging, msg):
 
 def _bind_draw(staging: Staging, name: str, law, proposal, scale):
     full_name, where = staging.prefix + name, user_line()
+    law = densities.latent(law)
     sampler, parameters = _sampler(staging, name, "distribution", law)
     proposer, proposal_parameters = None, []
     if proposal is not None:
@@ -100,30 +100,51 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
                 f"sample({full_name!r}) at {where}: the proposal has batch shape {proposal.batch_shape}, "
                 f"the distribution {law.batch_shape}. They must agree."
             ) from error
+        proposal = densities.latent(proposal)
         proposer, proposal_parameters = _sampler(staging, name, "proposal", proposal)
-        if proposer.out_avals[0].shape != sampler.out_avals[0].shape:
-            raise SiteValueError(
-                f"sample({full_name!r}) at {where}: the proposal draws values of shape {proposer.out_avals[0].shape}, "
-                f"the distribution of shape {sampler.out_avals[0].shape}. They must agree."
-            )
-        if proposer.out_avals[0].dtype != sampler.out_avals[0].dtype:
+        if proposer is None:
             raise SiteTypeError(
-                f"sample({full_name!r}) at {where}: the proposal draws {proposer.out_avals[0].dtype}, the distribution "
+                f"sample({full_name!r}) at {where}: the proposal {type(proposal).__name__} has no sampler. Propose from "
+                "a distribution that can be drawn from, such as dist.Normal(0.0, 1.0)."
+            )
+        drawn, shape = proposer.out_avals[0], law.batch_shape + law.event_shape
+        if drawn.shape != shape:
+            raise SiteValueError(
+                f"sample({full_name!r}) at {where}: the proposal draws values of shape {drawn.shape}, "
+                f"the distribution has shape {shape}. They must agree."
+            )
+        if sampler is not None and drawn.dtype != sampler.out_avals[0].dtype:
+            raise SiteTypeError(
+                f"sample({full_name!r}) at {where}: the proposal draws {drawn.dtype}, the distribution "
                 f"{sampler.out_avals[0].dtype}. They must agree."
             )
     support, bounds = split_support(law)
+    aval = (sampler or proposer or _without_sampler(law)).out_avals[0]
     (value,) = draw_p.bind(
         *parameters, *proposal_parameters, *bounds, sampler=sampler, proposal=proposer, support=support,
-        num_parameters=len(parameters), num_bounds=len(bounds), name=full_name, internal=staging.internal, where=where,
-        owner=staging.owner,
+        num_parameters=len(parameters), num_bounds=len(bounds), aval=aval, name=full_name, internal=staging.internal,
+        where=where, owner=staging.owner,
     )  # fmt: skip
     staging.values.append((f"the site {full_name!r}", value))
-    log_density = _log_density(law, value, scale)
     # A site whose density is scaled is drawn from the unscaled law: the weight makes up for it.
     drawn_from = law if proposal is None and scale is not None else proposal
-    log_proposal = () if drawn_from is None else (_log_density(drawn_from, value, None),)
+    same_support = drawn_from is law
+    if proposal is not None and support is not None and not bounds:
+        same_support = split_support(proposal) == (support, [])
+    log_density = _log_density(law, value, scale, known_inside=same_support)
+    log_proposal = () if drawn_from is None else (_log_density(drawn_from, value, None, known_inside=True),)
+    for role, part in (("distribution", law), ("proposal", proposal)):
+        valid = None if part is None else densities.parameters_valid(part)
+        if valid is not None:  # of what is drawn no density is weighed that would show it
+            _bind_score(staging, name, f"{role}'s parameters", jnp.where(valid, 0.0, jnp.nan))
     _bind_score(staging, name, "sample", log_density, *log_proposal)
     return value
+
+
+def _without_sampler(law) -> Inner:
+    """Return a program that gives the type of a law that has a density alone."""
+    dtype = jnp.int32 if law.is_discrete else jnp.result_type(float)
+    return trace(lambda key: [jnp.zeros(law.batch_shape + law.event_shape, dtype)], KEY)[0]
 
 
 def _bind_observation(staging: Staging, name: str, law, value, scale):
@@ -171,8 +192,11 @@ def bind_given(name: str, value) -> None:
 
 
 def _sampler(staging: Staging, name: str, role: str, law):
-    """Trace a distribution's sampler to a program from a key to a value."""
-    program, constants = trace(chance.sampler(law, staging.prefix + name), KEY)
+    """Trace a distribution's sampler to a program from a key to a value; (None, []) where it has none."""
+    try:
+        program, constants = trace(chance.sampler(law, staging.prefix + name), KEY)
+    except NotImplementedError:  # a density alone: fine where a proposal is drawn from, or the site is observed
+        return None, []
     if len(program.out_avals) != 1:
         raise SiteTypeError(
             f"sample({staging.prefix + name!r}) at {user_line()}: the {role} {type(law).__name__} draws "
@@ -181,50 +205,15 @@ def _sampler(staging: Staging, name: str, role: str, law):
     return program, constants
 
 
-def _log_density(law, value, scale):
-    """Return the log-density of a value: -inf outside the support, NaN where it holds NaN, summed over the batch.
-
-    Bad data is an error, not an impossible event, whatever NumPyro's validation flag makes of it.
-    """
-    log_density = law.log_prob(value)
-    inside = _in_support(law, value)
-    if inside is not None:
-        log_density = jnp.where(inside, log_density, -jnp.inf)
-    if jnp.issubdtype(value.dtype, jnp.floating):
-        missing = jnp.any(jnp.isnan(value), axis=tuple(range(value.ndim - law.event_dim, value.ndim)))
-        log_density = jnp.where(missing, jnp.nan, log_density)
-    if isinstance(law, dist.MaskedDistribution):
-        log_density = jnp.where(law._mask, log_density, 0.0)
-    return _total(log_density, scale)
+def _log_density(law, value, scale, known_inside: bool = False):
+    """Return the log-density of a value, see `ppl.densities`, to the power `scale` where a handler says so."""
+    log_density = densities.log_density(law, value, known_inside=known_inside)
+    return log_density if scale is None else scale * log_density
 
 
 def _total(log_density, scale):
     log_density = jnp.sum(jnp.asarray(log_density))
     return log_density if scale is None else scale * log_density
-
-
-def _in_support(law, value):
-    """Return whether each value of the batch lies in the support, or None where every number does."""
-    try:
-        support = law.support
-    except NotImplementedError:
-        return None
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
-    if (
-        support is None
-        or base in (constraints.real, constraints.real_vector)
-        or isinstance(base, type(constraints.dependent))
-    ):
-        return None
-    return support(value)
-
-
-def _innermost(law):
-    while isinstance(law, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        law = law.base_dist
-    return law
 
 
 def require_distribution(staging: Staging, name: str, role: str, value) -> None:

@@ -21,6 +21,7 @@ from ppl import genealogy
 from ppl.diagnostics import summarize_chains
 from ppl.display import html_table, text_table
 from ppl.draws import as_key
+from ppl.guarantees import has_evidence
 from ppl.kernels.resampling import systematic
 from ppl.kernels.weights import summarize
 from ppl.runners import is_traced
@@ -87,6 +88,7 @@ class Posterior:
         log_evidence: the estimate of log Z in nats; NaN where the algorithm gives none.
         ess: effective sample size, in particles.
         diagnostics: per iteration of the outermost loops: `ess`, `resampled`, `ancestors` (`[T, N]`), `log_evidence`;
+            where particles are moved, `moved`, and the rate of `acceptance`, which is 0 at iterations without moves;
             of chains `acceptance`, `[num_chains, num_samples]`.
         status: how the run ended.
         state: what continues the run, for algorithms that can be continued.
@@ -125,14 +127,16 @@ class Posterior:
     def log_evidence_error(self) -> Any:
         """The standard error of `log_evidence`, as far as this run tells; see `ppl.inference.variance`.
 
-        NaN where there is no log-evidence, where all particles descend from one, and where no genealogy was kept.
+        NaN where there is no log-evidence, where all particles descend from one, where no genealogy was kept, and where
+        the resampling scheme is the user's own and not declared.
         """
         if self._error_before is not None:
             return self._error_before
         if jnp.ndim(self.log_weights) > 1:  # several runs
             return jax.vmap(lambda posterior: posterior.log_evidence_error)(self)
         ancestors = self.diagnostics.get("ancestors")
-        if self.num_chains or ancestors is None or ancestors.shape[-1] != self.num_particles:
+        unknown = self.num_chains or self.guarantee == "assumed"  # nobody knows how the ancestors were drawn
+        if unknown or ancestors is None or ancestors.shape[-1] != self.num_particles:
             return jnp.full_like(self.log_evidence, jnp.nan)
         resampled = self.diagnostics["resampled"]
         error = genealogy.log_evidence_error(self.log_weights, ancestors, resampled, self.independent_ancestors)
@@ -294,7 +298,7 @@ def population_posterior(log_weights, log_mass, diagnostics: list[dict[str, Any]
     normalised = jnp.where(jnp.isneginf(log_weights), -jnp.inf, log_weights - log_sum)
     steps = _joined(diagnostics, num)
     status = _status(log_evidence, steps["log_evidence"])
-    if fields["guarantee"] == "heuristic":  # the weights follow no stated distribution
+    if not has_evidence(fields["guarantee"]):  # the weights follow no stated distribution
         log_evidence = jnp.full_like(log_evidence, jnp.nan)
         steps["log_evidence"] = jnp.full_like(steps["log_evidence"], jnp.nan)
     return Posterior(
@@ -310,7 +314,7 @@ def _joined(diagnostics: list[dict[str, Any]], num: int) -> dict[str, Any]:
     }  # fmt: skip
     if not diagnostics:
         return none
-    names = [name for name in (*none, "temperature", "acceptance") if name in diagnostics[0]]
+    names = [name for name in (*none, "temperature", "moved", "acceptance") if name in diagnostics[0]]
     return {name: jnp.concatenate([d[name] for d in diagnostics]) for name in names}
 
 

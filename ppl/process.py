@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ppl.control_flow import scan
+from ppl.guarantees import promised
 from ppl.program import as_program
 from ppl.staging import current_staging, scope, staging_options
 from ppl.statements import sample
 from ppl.targets import Combination, Target
 
-__all__ = ["NoDelimiter", "Process", "draw", "generate", "unfold"]
+__all__ = ["NoDelimiter", "Process", "draw", "generate", "note_promise", "unfold"]
 
 
 class Process(Target):
@@ -157,6 +158,7 @@ class NoDelimiter:
 
 def unfold(process: Process):
     """The program of every process that stands alone."""
+    note_promise(process)
 
     def step(state, t):
         drawn = draw("path", process.forward(state, t))
@@ -168,6 +170,11 @@ def unfold(process: Process):
     steps = jnp.arange(process.num_steps)
     state, path = scan(step, state, steps, until=process.ended if can_end else None)
     return process.finish(state, path)
+
+
+def note_promise(part: Any) -> None:
+    """Let the program that is being staged promise no more than a process or a target that unfolds in it."""
+    current_staging("a process").promises.append(promised(part))
 
 
 def draw(name: str, law: dist.Distribution, proposal: dist.Distribution | None = None) -> Any:

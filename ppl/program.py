@@ -35,6 +35,7 @@ from ppl.errors import (
     last_user_frame,
     source_text,
 )
+from ppl.guarantees import promised
 from ppl.networks import kept_whole
 from ppl.numpyro_bridge import Bridge, bind_given
 from ppl.primitives import STATEMENTS
@@ -178,11 +179,12 @@ class Staged:
     out_tree: Any
     sites: dict[str, Site]
     statements: dict[str, str]  # every statement's name, with its line
+    guarantee: str = "unbiased"  # the weakest of the processes that unfold in it, see `ppl.guarantees`
 
     def key(self) -> tuple:
         """Return what makes a compiled run of this program reusable for another."""
         given = tuple((name, v.shape, str(v.dtype)) for name, v in sorted(self.given.items()))
-        return structural_key(self.block), given, self.out_tree
+        return structural_key(self.block), given, self.out_tree, self.guarantee
 
     def without_values(self) -> Staged:
         """Return the program without the arrays it would run on, for a cache that must not hold them."""
@@ -272,7 +274,8 @@ def _stage_once(program: Program, keep_rules: bool, staging: Staging) -> Staged:
     block, constants = ir.flatten(jaxpr, closed.consts, keep_rules=keep_rules)
     sites, statements = _collect_sites(block)
     given = _check_values("condition", program.conditions, sites, statements)
-    return Staged(block, [*constants, *values], given, structure["tree"], sites, statements)
+    guarantee = promised(*staging.promises)
+    return Staged(block, [*constants, *values], given, structure["tree"], sites, statements, guarantee)
 
 
 def _plain(leaf: Any) -> Any:
@@ -303,8 +306,8 @@ def _collect_sites(block: ir.Block) -> tuple[dict[str, Site], dict[str, str]]:
         if isinstance(node, ir.Given):
             given[node.name] = node, len(loops)
             continue
-        if isinstance(node, ir.Score) and node.kind == "sample":
-            continue  # the density of a `Draw` of the same name
+        if isinstance(node, ir.Score) and (node.kind == "sample" or node.checks):
+            continue  # the density of a `Draw` of the same name, or a check of it
         if node.name in statements:
             raise DuplicateSite(
                 f"two statements are named {node.name!r}: at {statements[node.name]} and at {node.where}. Rename one, "

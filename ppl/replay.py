@@ -2,6 +2,10 @@
 
 What was computed from the sites is computed anew after they were moved between two iterations (*rejuvenation*), and
 the density of a retained particle's future is known after each particle's past (*ancestor sampling*).
+
+Where a run is differentiated, moved values x stay where they are, and the weights of a population that was moved under
+the measure gamma_t of a prefix have the derivative of log gamma_t(x), whatever they had before: sum_n w_n f(x_n) then
+has that of the integral of f under gamma_t, for a kernel that leaves gamma_t as it is (see `ppl.derivatives`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppl.derivatives import remembered
 from ppl.lanes import Frame, Lane
 from ppl.loops import LoopPlan
 
@@ -40,13 +45,19 @@ def rejuvenate(plan: LoopPlan, new_state, output, x) -> None:
     rejuvenation, num = plan.interpreter.rejuvenation, plan.interpreter.num_particles
     stop = plan.start + x["t"] + 1
     held = plan.computed(new_state)
+    differentiated = plan.interpreter.path is not None
 
-    def moved(sites, held):
+    def moved(sites, held, log_weights):
         key = jax.random.fold_in(x["keys"][-1], 2)
+        if differentiated:
+            sites = jax.lax.stop_gradient(sites)
         new_sites, acceptance = rejuvenation.move(key, sites, stop)
         replayer, frame = replaying(plan, new_sites, stop=stop)
         there, state = replayer.walk_through(plan.node, frame)
         new_held = plan.computed(plan.replayed(there, state))
+        if differentiated:  # moved values stay where they are, and the weights remember the density of the whole past
+            log_weights = jax.lax.stop_gradient(log_weights) + remembered(state["log_weights"])
+            return new_sites, new_held, log_weights, jnp.asarray(acceptance, jnp.float32)
         # Those that did not move keep what they had, to the bit.
         same = [jnp.all((sites[name] == new_sites[name]).reshape(num, -1), axis=1) for name in sites]
         stay = functools.reduce(jnp.logical_and, same, jnp.ones(num, bool))
@@ -54,16 +65,17 @@ def rejuvenate(plan: LoopPlan, new_state, output, x) -> None:
         def kept(old, new):
             return jnp.where(stay.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
-        return new_sites, jax.tree.map(kept, held, new_held), jnp.asarray(acceptance, jnp.float32)
+        return new_sites, jax.tree.map(kept, held, new_held), log_weights, jnp.asarray(acceptance, jnp.float32)
 
-    def stayed(sites, held):
-        return sites, held, jnp.float32(jnp.nan)
+    def stayed(sites, held, log_weights):
+        return sites, held, log_weights, jnp.float32(0.0)
 
     due = stop % rejuvenation.every == 0
-    sites, held, acceptance = jax.lax.cond(due, moved, stayed, new_state["sites"], held)
+    state = new_state["sites"], held, new_state["log_weights"]
+    sites, held, new_state["log_weights"], acceptance = jax.lax.cond(due, moved, stayed, *state)
     plan.put_back(new_state, held)
     new_state["sites"] = sites
-    output["diagnostics"]["acceptance"] = acceptance
+    output["diagnostics"] |= {"moved": jnp.asarray(due), "acceptance": acceptance}
 
 
 def log_density_of_future(plan: LoopPlan, sites: dict[str, Any], t: Any) -> Any:
@@ -95,7 +107,8 @@ def replaying(
         keep: the names of the sites to record.
     """
     run = plan.interpreter
-    replayer = type(run)(run.num_particles, weigh_draws=True, keep=keep, power=run.power, powered=run.powered)
+    options = {"power": run.power, "powered": run.powered, "path": run.path}
+    replayer = type(run)(run.num_particles, weigh_draws=True, keep=keep, **options)
     given = plan.frame.given | {name: Lane(value, True) for name, value in sites.items()}
     frame = replayer.frame(given, plan.frame.block, plan.frame.inputs)
     frame.stop = stop

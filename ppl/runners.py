@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from ppl.chance import is_replaced
+from ppl.derivatives import refuse
 from ppl.program import Staged
 
 __all__ = ["clear_cache", "is_traced", "lower", "run"]
@@ -23,7 +24,14 @@ _MAX_RUNNERS = 256
 _RUNNERS: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
-def run(staged: Staged, purpose: Hashable, function: Callable, key: Any = None, *more: Any) -> Any:
+def run(
+    staged: Staged,
+    purpose: Hashable,
+    function: Callable,
+    key: Any = None,
+    *more: Any,
+    differentiable: bool = False,
+) -> Any:
     """Run `function(staged, inputs, given, key, *more)`, compiled unless it is being traced already.
 
     Args:
@@ -32,9 +40,20 @@ def run(staged: Staged, purpose: Hashable, function: Callable, key: Any = None, 
         function: what to run. It sees the program without its values.
         key: a PRNG key, or None.
         more: further pytrees of arrays.
+        differentiable: whether a derivative of the run with respect to values and arrays is right; others are refused.
     """
     if is_traced((staged.inputs, staged.given, key, more)):
-        return function(staged, staged.inputs, staged.given, key, *more)
+        arguments = staged.inputs, staged.given, more
+        if not differentiable:
+            doer = purpose[0] if isinstance(purpose, tuple) else purpose
+            arguments = refuse(
+                arguments,
+                f"{doer!r} has no derivative with respect to the program's arguments. ImportanceSampling and SMC have "
+                "one, of log_evidence and of weighted means, and so has ppl.log_density. If none is wanted, wrap the "
+                "arguments in jax.lax.stop_gradient.",
+            )
+        inputs, given, more = arguments
+        return function(staged, inputs, given, key, *more)
     return _runner(staged, purpose, function)(staged.inputs, staged.given, key, *more)
 
 

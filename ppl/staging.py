@@ -38,6 +38,7 @@ class Staging:
     prefix: str = ""
     inner: bool = False  # loops do not resample: inside `ppl.generate` or another loop
     internal: bool = False  # sites are kept only when named: the path of a process
+    promises: list[str] = dataclasses.field(default_factory=list)  # of the processes that have unfolded
     trace: Any = None
     token: Any = "ppl"  # part of the key of JAX's trace caches
     owner: Any = dataclasses.field(default_factory=lambda: Owner())  # marks this staging's statements

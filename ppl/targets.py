@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ppl.errors import SiteTypeError
-from ppl.guarantees import weakest
+from ppl.guarantees import promised
 from ppl.host import Host
 from ppl.steering import Steering
 
@@ -258,7 +258,7 @@ class Combination(Target):
     @property
     def guarantee(self) -> str:
         """What weighted runs of the target can promise at best."""
-        return weakest(*(process.guarantee for process, _ in self.factors))
+        return promised(*(process for process, _ in self.factors))
 
     def join(self, other: Combination) -> Combination:
         """Return the product with another one; processes must unfold alike."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from ppl.dataflow import futures_are_one_step
 from ppl.errors import SiteValueError
 from ppl.interpret import Interpreter, Result
-from ppl.ir import Score
+from ppl.ir import Draw, Score
 from ppl.program import Site, Staged
 from ppl.selection import Selection
 from ppl.trace import along_times
@@ -49,7 +49,8 @@ class TraceSpace:
         staged: the program.
         inputs: its inputs' values.
         given: the values of conditioned sites.
-        sites: the free sample sites, by name, in the order of the program.
+        sites: the free sample sites, by name, in the order of the program. Those whose laws are certain given the
+            others, such as `dist.Delta`, are none: they follow.
         stop: how many iterations of outermost loops the prefix has; None for the whole program.
         power: to which power observations and factors count; None is 1. `powered` names those that do, None for all.
         differentiable: whether densities are to be differentiated: then loops run to their bound.
@@ -69,8 +70,9 @@ class TraceSpace:
         self.staged = staged
         self.inputs = staged.inputs if inputs is None else inputs
         self.given = dict(staged.given if given is None else given)
+        fixed = self.given.keys() | {n.name for n, _ in staged.block.statements() if isinstance(n, Draw) and n.is_certain}
         self.sites: dict[str, Site] = {
-            name: site for name, site in staged.sites.items() if site.kind == "sample" and name not in self.given
+            name: site for name, site in staged.sites.items() if site.kind == "sample" and name not in fixed
         }
         self.stop = stop
         self.differentiable = differentiable
@@ -94,7 +96,7 @@ class TraceSpace:
         Raises:
             SiteValueError: a name is no observation's or factor's.
         """
-        scores = {n.name for n, _ in self.staged.block.statements() if isinstance(n, Score) and n.kind != "sample"}
+        scores = {n.name for n, _ in self.staged.block.statements() if isinstance(n, Score) and n.is_evidence}
         unknown = sorted(set(names or ()) - scores)
         if unknown:
             raise SiteValueError(f"{unknown} are no observations or factors of the program. They are {sorted(scores)}.")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ppl.control_flow import scan
 from ppl.host import Host
-from ppl.process import Process, draw, unfold
+from ppl.process import Process, draw, note_promise, unfold
 from ppl.products import product_law
 from ppl.program import Program
 from ppl.staging import scope
@@ -65,6 +65,7 @@ class _Unfolding:
         self.__name__ = repr(target)
 
     def __call__(self) -> Any:
+        note_promise(self.target)
         # Not before: an algorithm may have chosen another corrector for what the target would refuse.
         self.processes = self.process.together(self.target)
         self.process = self.processes[0]

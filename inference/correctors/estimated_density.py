@@ -26,6 +26,7 @@ class EstimatedDensity(Process):
         if process.churn != 1:
             raise ValueError(f"the log-densities' estimate needs processes with churn 1, got {process!r}.")
         self.process, self.model, self.levels = process, process.model, process.levels
+        self.guarantee = process.guarantee
         self.churn, self.num_steps = process.churn, process.num_steps
         self.resamples_every_step = process.resamples_every_step
         self.reference = Reference(self.model.mean, jnp.asarray(self.model.scale**2, self.model.mean.dtype))

@@ -47,6 +47,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ppl.gaussian import Gaussian
+from ppl.guarantees import Promising
 from ppl.inference.correctors.active import check_active
 from ppl.inference.correctors.estimated_density import EstimatedDensity
 
@@ -54,7 +55,7 @@ __all__ = ["FeynmanKac", "drift", "log_weight_rate"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FeynmanKac:
+class FeynmanKac(Promising):
     """Weigh steps by the increments (4) of continuous time.
 
     Attributes:

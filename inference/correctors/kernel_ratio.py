@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ppl.guarantees import Promising
 from ppl.inference.correctors.active import check_active
 from ppl.inference.correctors.feynman_kac import FeynmanKac
 from ppl.products import product_law
@@ -23,7 +24,7 @@ __all__ = ["KernelRatio", "Uncorrected"]
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelRatio:
+class KernelRatio(Promising):
     """Weigh each step by (1). Steps must have densities: `churn` 1.
 
     Attributes:
@@ -43,7 +44,7 @@ class KernelRatio:
 
 
 @dataclasses.dataclass(frozen=True)
-class Uncorrected:
+class Uncorrected(Promising):
     """Draw from F and weigh nothing, rewards included: what guidance and annealing by the score alone give."""
 
     guarantee: ClassVar[str] = "heuristic"

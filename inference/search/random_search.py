@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import runners
+from ppl.guarantees import Promising
 from ppl.inference.population import OnlyWeigh
 from ppl.inference.search.run import Found, best, blame, finish, found, refuse_options, require_budget, rewarded_target
 from ppl.inference.search.sampler import log_reward, step_calls, unweighted
@@ -28,7 +29,7 @@ __all__ = ["RandomSearch"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomSearch:
+class RandomSearch(Promising):
     """Return the best of as many generations as a budget affords.
 
     Attributes:

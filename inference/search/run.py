@@ -20,6 +20,7 @@ import numpy as np
 
 from ppl import runners
 from ppl.errors import SiteValueError
+from ppl.guarantees import Promising
 from ppl.inference.search.sampler import Sampler
 from ppl.inference.validation import refuse_state
 from ppl.interpret import Interpreter
@@ -59,7 +60,7 @@ class Found(NamedTuple):
     killed: Any
 
 
-class NoiseSearch(abc.ABC):
+class NoiseSearch(Promising, abc.ABC):
     """A search over the noise of a diffusion target. Algorithms say what it costs, and look."""
 
     budget: int

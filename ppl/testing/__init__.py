@@ -3,6 +3,7 @@
 | check | of | how | sees |
 |---|---|---|---|
 | `assert_properly_weighted(program, algorithm)` | weighted populations, proposals | every run, exact | any bias |
+| `assert_unbiased_gradient(model, arguments, algorithm)` | derivatives of the evidence | every run, exact | any bias |
 | `assert_invariant(program, kernel)` | kernels on traces | transition matrix, exact | any bias |
 | `assert_joint(program, kernel)` | kernels, continuous sites too | z-scores | what its draws can see |
 
@@ -46,6 +47,7 @@ is a sample site: `assert_joint(model, HMC(0.1), observed=["y"])`.
 Beneath them: `enumerate_runs(function, *args)` runs any function of such choices in every way, for checks of your own.
 """
 
+from ppl.testing.gradients import assert_unbiased_gradient as assert_unbiased_gradient
 from ppl.testing.invariance import assert_invariant as assert_invariant
 from ppl.testing.invariance import transition_matrix as transition_matrix
 from ppl.testing.joint_distribution import assert_joint as assert_joint

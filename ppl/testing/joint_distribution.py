@@ -146,7 +146,7 @@ def _require_simulable(program: Program) -> None:
     weighed = [
         node.name
         for node, _ in staged.block.statements()
-        if isinstance(node, Given) or (isinstance(node, Score) and node.kind != "sample")
+        if isinstance(node, Given) or (isinstance(node, Score) and node.is_evidence)
     ]
     weighed = sorted({*weighed, *staged.given})
     if weighed:

@@ -44,8 +44,9 @@ def assert_properly_weighted(
 
     Args:
         program: a program or a process with finitely many traces. Its proposals are the algorithm's.
-        algorithm: an algorithm whose `guarantee` is "unbiased". Resampling schemes that it names are replaced by their
-            exact laws; a scheme of your own must take its choices from `ppl.chance`.
+        algorithm: an algorithm whose `guarantee` is "unbiased", or "assumed": the check tells about parts of your own.
+            Resampling schemes that it names are replaced by their exact laws; a scheme of your own must take its
+            choices from `ppl.chance`.
         functions: functions of the program's value, written for one particle, that return any pytree of numbers: one
             function, or several by name. By default the value itself.
         atol: the largest deviation allowed, as a share of Z times the largest absolute value of the function.
@@ -121,7 +122,7 @@ def _of_sites(traces: Traces, mass: np.ndarray, stray: float) -> Iterator[_Compa
 
 
 def _require_unbiased(algorithm, guarantee: str | None) -> None:
-    if guarantee != "unbiased":
+    if guarantee not in ("unbiased", "assumed"):  # what is assumed is what there is to check
         raise ValueError(
             f'`algorithm` must promise "unbiased" weights, got {algorithm!r} with the guarantee {guarantee!r}. Chains '
             "are checked by assert_invariant and assert_joint."

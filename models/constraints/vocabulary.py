@@ -2,6 +2,10 @@
 
 Tokens are bytes and not strings, since a token may end in the middle of a character: byte-level tokenizers cut emoji
 and many scripts that way, and SentencePiece falls back to single bytes.
+
+A token is text or special by what it is, not by the role it has: a comma that also starts documents, or pads them, is
+a comma. Text is what the tokenizer's model writes by itself, single units and what merges make of them; other tokens
+that are declared special, and the end tokens, write nothing.
 """
 
 import dataclasses
@@ -100,9 +104,8 @@ class Vocabulary:
             ValueError: a tokenizer that writes its text in another way; the message names its decoder.
         """
         size = len(tokenizer) if vocab_size is None else vocab_size
-        special = set(tokenizer.all_special_ids)
-        special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {"type": "none"}
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        decoder = backend["decoder"] or {"type": "none"}
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         kinds = [step["type"] for step in steps]
         if kinds == ["ByteLevel"]:
@@ -111,6 +114,7 @@ class Vocabulary:
             write = _sentencepiece
         else:
             raise ValueError(f"`tokenizer` writes text by {kinds}; accepted are ByteLevel and SentencePiece's steps.")
+        special = _special(tokenizer, backend["model"])
         names = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
         ends = set(end_tokens)
         tokens = [
@@ -121,6 +125,23 @@ class Vocabulary:
         vocabulary = cls(tuple(tokens), tuple(end_tokens), "Strip" in kinds)
         _check(vocabulary, tokenizer, kinds)
         return vocabulary
+
+
+def _special(tokenizer: Any, model: dict[str, Any]) -> set[int]:
+    """The tokens that are declared special and that the tokenizer's model does not write as text by itself."""
+    declared = set(tokenizer.all_special_ids)
+    declared |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    merges = (merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model.get("merges") or ())
+    merged = {"".join(merge) for merge in merges} if declared else set()
+    known = model.get("vocab") or ()
+    own = known if isinstance(known, dict) else {piece: place for place, (piece, _) in enumerate(known)}
+    special = set()
+    for token in declared:
+        name = tokenizer.convert_ids_to_tokens(token)
+        unit = name is not None and (len(name) == 1 or _BYTE_TOKEN.fullmatch(name) or name in merged)
+        if not (unit and own.get(name) == token):
+            special.add(token)
+    return special
 
 
 @functools.cache

@@ -3,16 +3,18 @@
 A folder holds `config.json`, weights in `model.safetensors` or in the shards that `model.safetensors.index.json` lists,
 and the tokenizer's files. `build_decoder` turns named tensors into a `Decoder`; GGUF files go through it as well, with
 other names. Every tensor that the network needs must be there in its shape, and every tensor that is there must be
-needed or known to be redundant: what does not match is said by name.
+needed or known to be redundant: what does not match is said by name. Code that a folder brings with it is never run.
 
 A linear map's tensor is `[out, in]` in most files and `[in, out]` in GPT-2's; ours is `[in, out]`, with queries, keys
 and values side by side, and gate and up.
 """
 
+import dataclasses
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
@@ -25,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder
+from ppl.models.language.settings import Settings
 
 __all__ = [
     "NAMES_LLAMA",
@@ -84,6 +87,8 @@ _NAMES_LLADA = {
 REDUNDANT = re.compile(r".*\.rotary_emb\.inv_freq|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_FLOATS = ("F64", "F32", "F16", "BF16")  # other types in safetensors are quantised weights, or no weights
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 class Tensors:
@@ -115,13 +120,17 @@ class Tensors:
         """
         if name not in self.names:
             raise ValueError(f"{self.source} has no tensor `{name}`, which its configuration calls for.")
-        array = self._read(name)
+        array = self.peek(name)
         if array.shape != shape:
             raise ValueError(
                 f"tensor `{name}` in {self.source} has shape {array.shape}; its configuration calls for {shape}."
             )
         self._left.discard(name)
         return array
+
+    def peek(self, name: str) -> np.ndarray:
+        """Read a tensor that is there, without taking it."""
+        return self._read(name)
 
     def finish(self, redundant: Callable[[str], bool]) -> None:
         """Check that nothing is left over.
@@ -152,6 +161,8 @@ def locate(source: str | Path) -> Path:
     Raises:
         FileNotFoundError: nothing of that name here, and no hub repository either, or the hub could not be reached.
     """
+    if not isinstance(source, (str, Path)) or not str(source):
+        raise TypeError(f"`source` must be a folder, a .gguf file or a hub id, got {source!r}.")
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -183,15 +194,26 @@ def read_folder(folder: Path, dtype: Any, *, causal: bool = True) -> tuple[Decod
         ValueError: the configuration is not supported or of the other kind, or the tensors do not fit it.
     """
     settings = read_json(folder, "config.json")
-    config = DecoderConfig.from_hf(settings)
+    config = DecoderConfig.from_hf(settings, str(folder / "config.json"))
     if config.causal != causal:
         reader = "LanguageModel" if config.causal else "MaskedDiffusion"
         raise ValueError(f"{folder} holds a {config.architecture} network; load it with ppl.models.{reader}.")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} has an adapter (adapter_config.json), which changes the weights; merge it into them first "
+            "(`merge_and_unload` of the package peft) and load the result."
+        )
     tokenizer = read_tokenizer(folder)
+    check_vocabulary(tokenizer, config.vocab_size, str(folder))
     names = {"gpt2": _NAMES_GPT2, "llada": _NAMES_LLADA}.get(config.architecture, NAMES_LLAMA)
+    tensors = open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else "")
+    if config.tied_embeddings and {names["head"], names["embedding"]} <= tensors.names:
+        # As in transformers: a head of its own counts, whatever the configuration says.
+        if not np.array_equal(tensors.peek(names["head"]), tensors.peek(names["embedding"])):
+            config = dataclasses.replace(config, tied_embeddings=False)
     decoder = build_decoder(
         config,
-        open_safetensors(folder, prefix="transformer." if config.architecture == "gpt2" else ""),
+        tensors,
         names,
         dtype=dtype,
         kernels_in_out=config.architecture == "gpt2",
@@ -200,12 +222,30 @@ def read_folder(folder: Path, dtype: Any, *, causal: bool = True) -> tuple[Decod
     return decoder, config, tokenizer
 
 
-def generation_end_tokens(folder: Path) -> tuple[int, ...]:
+def check_vocabulary(tokenizer: Any, vocab_size: int, source: str) -> None:
+    """Check that the network has a row for every token of text.
+
+    Special tokens beyond the rows pass: some tokenizers have a padding token that their network never reads. A prompt
+    that holds one is refused.
+
+    Raises:
+        ValueError: a token of text has no row.
+    """
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    outside = [token for token in range(vocab_size, len(tokenizer)) if token not in special]
+    if outside:
+        raise ValueError(
+            f"{source} has a tokenizer of {len(tokenizer)} tokens and a vocabulary (`vocab_size`) of {vocab_size}: the "
+            f"network has no row for token {outside[0]}, {tokenizer.convert_ids_to_tokens(outside[0])!r}."
+        )
+
+
+def generation_end_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
     """The end tokens that `generation_config.json` adds to the configuration's; empty without the file."""
     if not (folder / "generation_config.json").exists():
         return ()
-    tokens = read_json(folder, "generation_config.json").get("eos_token_id")
-    return () if tokens is None else (tokens,) if isinstance(tokens, int) else tuple(tokens)
+    file = Settings(read_json(folder, "generation_config.json"), str(folder / "generation_config.json"))
+    return file.tokens("eos_token_id", vocab_size)
 
 
 def build_decoder(
@@ -236,6 +276,8 @@ def build_decoder(
         ValueError: a tensor is missing, left over, or of a wrong shape; the message names it.
     """
     c = config
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating) or jnp.dtype(dtype).itemsize < 2:
+        raise ValueError(f"`dtype` must be a type of floating point of at least 16 bits, got {jnp.dtype(dtype).name}.")
 
     def kernel(part: str, layer: int, width_in: int, width_out: int, bias: bool, heads: int = 0) -> list[np.ndarray]:
         name = names[part].format(layer)
@@ -315,41 +357,128 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / name
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no {name}; a checkpoint folder holds config, safetensors and tokenizer.")
+        gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+        hint = "" if gguf is None else f"; load its file {gguf.name} by itself"
+        raise FileNotFoundError(
+            f"{folder} has no {name}; a checkpoint folder holds config, safetensors and tokenizer{hint}."
+        )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold settings by name (a JSON object), got {type(content).__name__}.")
+    return content
 
 
 def open_safetensors(folder: Path, prefix: str) -> Tensors:
-    """The tensors of a folder, in one file or in shards; names that lack `prefix` get it."""
-    if (folder / "model.safetensors.index.json").exists():
-        paths = sorted(set(read_json(folder, "model.safetensors.index.json")["weight_map"].values()))
-    else:
-        paths = ["model.safetensors"]
-    where, stored = {}, {}
-    for path in paths:
+    """The tensors of a folder, in one file or in shards; names that lack `prefix` get it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file that is damaged or lies outside of the folder, a name that stands twice, or, once it is read,
+            a tensor that is not of floating point.
+    """
+    index = "model.safetensors.index.json"
+    chosen: dict[str, str] = {}
+    # A whole file comes before shards, as in transformers.
+    if not (folder / "model.safetensors").exists() and (folder / index).exists():
+        chosen = _shards(folder, index)
+    where: dict[str, tuple[Path, Any, str]] = {}
+    for path in sorted(set(chosen.values())) or ["model.safetensors"]:
         if not (folder / path).exists():
             raise FileNotFoundError(f"{folder} has no {path}; weights are read from safetensors files alone.")
+        _check_header(folder / path)
         try:
             file = safe_open(folder / path, framework="numpy")
+            stored = list(file.keys())
         except SafetensorError as error:
             raise ValueError(f"{folder / path} is not a whole safetensors file: {error}.") from error
-        for name in file.keys():
+        for name in stored:
+            if chosen.get(name, path) != path:
+                continue  # the index takes this one from another shard
             known = name if name.startswith((prefix, "lm_head.")) else prefix + name
-            where[known], stored[known] = file, name
-    return Tensors(list(where), lambda name: where[name].get_tensor(stored[name]), str(folder))
+            if known in where:
+                raise ValueError(f"tensor `{known}` stands in {where[known][0]} and in {folder / path}.")
+            where[known] = folder / path, file, name
+
+    def read(name: str) -> np.ndarray:
+        path, file, own = where[name]
+        kind = str(file.get_slice(own).get_dtype())
+        if kind not in _FLOATS:
+            raise ValueError(
+                f"tensor `{name}` in {path} is of type {kind}; accepted are {', '.join(_FLOATS)}. Quantised weights "
+                "are read from GGUF files alone: take the model's unquantised folder, or a .gguf file of it."
+            )
+        return file.get_tensor(own)
+
+    return Tensors(list(where), read, str(folder))
+
+
+def _shards(folder: Path, index: str) -> dict[str, str]:
+    """Which file of the folder holds which tensor."""
+    shards = read_json(folder, index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(path, str) for path in shards.values()):
+        raise ValueError(f"`weight_map` in {folder / index} must name a file for every tensor.")
+    for path in shards.values():
+        parts = PurePosixPath(path.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
+            raise ValueError(f"{folder / index} names {path!r}, outside of its folder; accepted are files within it.")
+        if not path.endswith(".safetensors"):
+            raise ValueError(f"{folder / index} names {path!r}; weights are read from safetensors files alone.")
+    return shards
+
+
+def _check_header(path: Path) -> None:
+    """Check what the library that reads the tensors leaves open: a header that fits, and names that stand once."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = struct.unpack("<Q", start)[0] if len(start := file.read(8)) == 8 else size
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(
+                f"{path} is not a whole safetensors file: it has {size} bytes, and its header would end after "
+                f"{8 + length}."
+            )
+        header = file.read(length)
+    twice: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        read: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in read:
+                twice.append(name)
+            read[name] = value
+        return read
+
+    try:
+        json.loads(header, object_pairs_hook=collect)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: its header is no JSON ({error}).") from error
+    if twice:
+        raise ValueError(f"{path} is not a whole safetensors file: its header has `{min(twice)}` twice.")
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint's folder, a `transformers` one.
+    """The tokenizer of a checkpoint's folder, a `transformers` one. Code in the folder is never run.
 
     Raises:
         FileNotFoundError: none of the files that hold one is there.
+        ValueError: a file that is damaged, or a tokenizer that needs code of the folder's own.
     """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
     from transformers import AutoTokenizer  # takes seconds to import, and GGUF files do not need it
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    name = "tokenizer_config.json"
+    custom = read_json(folder, name).get("auto_map") if (folder / name).exists() else None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and the tokenizers library raise what they trip over first
+        if custom:
+            raise ValueError(
+                f"{folder / name} names code of its own (`auto_map` = {custom!r}), which is never run; accepted are "
+                "tokenizers of transformers. If the folder has a tokenizer.json that is complete, take `auto_map` out "
+                'and set "tokenizer_class": "PreTrainedTokenizerFast".'
+            ) from error
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {said}") from error

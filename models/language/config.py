@@ -18,6 +18,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppl.models.language.settings import NEUTRAL_GGUF, NEUTRAL_HF, Settings, refuse_what_is_not_carried_out
+
 __all__ = ["ARCHITECTURES", "DecoderConfig"]
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "llada")
@@ -30,6 +32,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
+_WIDEST_HEAD = 2**16  # what a file says beyond it is damage, and would fill the memory with divisors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,58 +109,72 @@ class DecoderConfig:
         return self.num_heads // self.num_kv_heads
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "DecoderConfig":
+    def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> "DecoderConfig":
         """Read the contents of a Hugging Face `config.json`.
 
         Args:
             config: the parsed file; both `rope_theta` with `rope_scaling` and the newer `rope_parameters` are read.
+            source: what to call the file in messages.
 
         Returns:
             The description of the same network.
 
         Raises:
             ValueError: an architecture, rotary scaling, activation or attention that is not among the supported ones,
-                or an entry that is missing.
+                an entry that is missing or cannot be, or a setting of `NEUTRAL_HF` that is not carried out.
         """
-        architecture = _architecture(config.get("model_type"), "`model_type` in config.json")
+        file = Settings(config, source)
+        architecture = _architecture(config.get("model_type"), f"`model_type` in {source}")
         if architecture == "gpt2":
-            return cls(**_gpt2_from_hf(config))
+            return cls(**_gpt2_from_hf(file))
         if architecture == "llada":
-            return cls(**_llada_from_hf(config))
-        _refuse_sliding_window(config)
-        heads = _need(config, "num_attention_heads")
-        hidden = _need(config, "hidden_size")
+            return cls(**_llada_from_hf(file))
+        refuse_what_is_not_carried_out(file, NEUTRAL_HF)
+        _refuse_sliding_window(file)
+        if file.flag("use_qk_norm", architecture == "qwen3") != (architecture == "qwen3"):
+            raise file.wrong("use_qk_norm", f"{str(architecture == 'qwen3').lower()} for {architecture}")
+        heads, kv_heads = _heads(file, "num_attention_heads", "num_key_value_heads")
+        hidden = file.whole("hidden_size")
         # Qwen3 has a width of its own where the file says none; the others split the hidden size.
-        head_dim = config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads)
-        context = _need(config, "max_position_embeddings")
-        theta, divisors = _hf_rope(config, head_dim, context)
-        bias = bool(config.get("attention_bias", False))
+        if file.has("head_dim") or architecture == "qwen3":
+            head_dim = file.whole("head_dim", 128, most=_WIDEST_HEAD)
+        else:
+            head_dim = _share(file, "hidden_size", hidden, "num_attention_heads", heads)
+        context = file.whole("max_position_embeddings")
+        theta, divisors = _hf_rope(file, head_dim, context)
+        bias = file.flag("attention_bias", False)
+        vocab_size = file.whole("vocab_size")
         return cls(
             architecture=architecture,
-            vocab_size=_need(config, "vocab_size"),
+            vocab_size=vocab_size,
             hidden_size=hidden,
-            num_layers=_need(config, "num_hidden_layers"),
+            num_layers=file.whole("num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=_need(config, "intermediate_size"),
+            intermediate_size=file.whole("intermediate_size"),
             context_length=context,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            activation=_activation(config.get("hidden_act", "silu")),
+            norm_eps=file.number("rms_norm_eps", 1e-6, least=0),
+            activation=_activation(file, "hidden_act", "silu"),
             rope_theta=theta,
             rope_divisors=divisors,
             qkv_bias=True if architecture == "qwen2" else bias,
             output_bias=False if architecture == "qwen2" else bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            mlp_bias=file.flag("mlp_bias", False),
             qk_norm=architecture == "qwen3",
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-            bos_token=config.get("bos_token_id"),
-            end_tokens=_token_tuple(config.get("eos_token_id")),
+            tied_embeddings=file.flag("tie_word_embeddings", False),
+            bos_token=_start_token(file, vocab_size),
+            end_tokens=file.tokens("eos_token_id", vocab_size),
         )
 
     @classmethod
     def from_gguf(
-        cls, metadata: Mapping[str, Any], *, tied_embeddings: bool, rope_factors: Sequence[float] = ()
+        cls,
+        metadata: Mapping[str, Any],
+        *,
+        tied_embeddings: bool,
+        rope_factors: Sequence[float] = (),
+        source: str = "the GGUF file",
     ) -> "DecoderConfig":
         """Read the metadata of a GGUF file.
 
@@ -165,70 +182,71 @@ class DecoderConfig:
             metadata: the key-value section, with Python values.
             tied_embeddings: whether the file has no `output.weight`.
             rope_factors: the contents of `rope_freqs.weight`, where the file has it.
+            source: what to call the file in messages.
 
         Returns:
-            The description of the network in the file.
+            The description of the network in the file; its end tokens are those that have a key of their own.
 
         Raises:
-            ValueError: an architecture or rotary scaling that is not among the supported ones, or a key that is
-                missing.
+            ValueError: an architecture or rotary scaling that is not among the supported ones, a key that is missing
+                or cannot be, or a setting of `NEUTRAL_GGUF` that is not carried out.
         """
-        architecture = _architecture(metadata.get("general.architecture"), "`general.architecture` in the GGUF file")
+        architecture = _architecture(metadata.get("general.architecture"), f"`general.architecture` in {source}")
         if architecture == "llada":
             raise ValueError("LLaDA is read from safetensors folders alone, got a GGUF file.")
-
-        def need(key: str) -> Any:
-            return _need(metadata, f"{architecture}.{key}")
-
-        def get(key: str, default: Any) -> Any:
-            return metadata.get(f"{architecture}.{key}", default)
-
-        heads, hidden = need("attention.head_count"), need("embedding_length")
-        head_dim = get("attention.key_length", hidden // heads)
-        if get("attention.value_length", head_dim) != head_dim:
+        file, tokens = Settings(metadata, source, f"{architecture}."), Settings(metadata, source, "tokenizer.ggml.")
+        refuse_what_is_not_carried_out(file, NEUTRAL_GGUF)
+        hidden = file.whole("embedding_length")
+        heads, kv_heads = _heads(file, "attention.head_count", "attention.head_count_kv")
+        if file.has("attention.key_length"):
+            head_dim = file.whole("attention.key_length", most=_WIDEST_HEAD)
+        else:
+            head_dim = _share(file, "embedding_length", hidden, "attention.head_count", heads)
+        if file.whole("attention.value_length", head_dim) != head_dim:
             raise ValueError(
                 f"keys and values must have one width, got {architecture}.attention.key_length = {head_dim} and "
-                f"value_length = {get('attention.value_length', head_dim)}."
+                f"value_length = {file.whole('attention.value_length')} in {source}."
             )
-        if get("rope.dimension_count", head_dim) != head_dim:
+        if file.whole("rope.dimension_count", head_dim, least=0) != head_dim and architecture != "gpt2":
             raise ValueError(
                 f"rotary positions must cover the whole head, got {architecture}.rope.dimension_count = "
-                f"{get('rope.dimension_count', head_dim)} for heads of width {head_dim}."
+                f"{file.whole('rope.dimension_count', least=0)} for heads of width {head_dim} in {source}."
             )
-        if get("attention.sliding_window", 0):
-            raise ValueError(
-                f"sliding-window attention is not supported, got {architecture}.attention.sliding_window = "
-                f"{get('attention.sliding_window', 0)}."
-            )
+        scale = file.number("attention.scale", 0.0)
+        if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+            raise file.wrong("attention.scale", f"{head_dim**-0.5:g} for heads of width {head_dim}, or 0")
         learned = architecture == "gpt2"
-        vocab_size = metadata.get(f"{architecture}.vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ()))
+        listed = metadata.get("tokenizer.ggml.tokens")
+        vocab_size = file.whole("vocab_size", len(listed) if isinstance(listed, list) else 0, least=0)
         if not vocab_size:
-            raise ValueError(f"neither `{architecture}.vocab_size` nor `tokenizer.ggml.tokens` is given.")
-        ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+            raise ValueError(f"{source} has neither `{architecture}.vocab_size` nor `tokenizer.ggml.tokens`.")
+        ends = [tokens.tokens(f"{name}_token_id", vocab_size) for name in ("eos", "eot", "eom")]
         return cls(
             architecture=architecture,
             vocab_size=vocab_size,
             hidden_size=hidden,
-            num_layers=need("block_count"),
+            num_layers=file.whole("block_count"),
             num_heads=heads,
-            num_kv_heads=get("attention.head_count_kv", heads),
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate_size=need("feed_forward_length"),
-            context_length=need("context_length"),
+            intermediate_size=file.whole("feed_forward_length"),
+            context_length=file.whole("context_length"),
             norm="layer" if learned else "rms",
-            norm_eps=need("attention.layer_norm_epsilon" if learned else "attention.layer_norm_rms_epsilon"),
+            norm_eps=file.number(
+                "attention.layer_norm_epsilon" if learned else "attention.layer_norm_rms_epsilon", least=0
+            ),
             activation="gelu_tanh" if learned else "silu",
             gated=not learned,
             positions="learned" if learned else "rope",
-            rope_theta=get("rope.freq_base", 10000.0),
-            rope_divisors=() if learned else _gguf_divisors(architecture, metadata, rope_factors, head_dim),
+            rope_theta=file.number("rope.freq_base", 10000.0, above=0),
+            rope_divisors=() if learned else _gguf_divisors(file, rope_factors, head_dim),
             qkv_bias=architecture in ("qwen2", "gpt2"),
             output_bias=learned,
             mlp_bias=learned,
             qk_norm=architecture == "qwen3",
             tied_embeddings=tied_embeddings,
-            bos_token=metadata.get("tokenizer.ggml.bos_token_id"),
-            end_tokens=_token_tuple([token for token in ends if token is not None]),
+            bos_token=_start_token(tokens, vocab_size),
+            end_tokens=tuple(dict.fromkeys(token for end in ends for token in end)),
         )
 
 
@@ -238,132 +256,175 @@ def _architecture(name: Any, where: str) -> str:
     return name
 
 
-def _need(mapping: Mapping[str, Any], key: str) -> Any:
-    if mapping.get(key) is None:
-        raise ValueError(f"the model's configuration has no entry `{key}`.")
-    return mapping[key]
-
-
-def _activation(name: str) -> str:
+def _activation(file: Settings, key: str, default: str) -> str:
+    name = file.text(key, default)
     if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; accepted are {', '.join(_ACTIVATIONS)}.")
+        raise ValueError(
+            f"unknown activation {name!r}; accepted are {', '.join(_ACTIVATIONS)} (`{key}` in {file.source})."
+        )
+    for other in ("hidden_act", "hidden_activation", "activation_function"):
+        said = file.text(other, name)
+        if _ACTIVATIONS.get(said) != _ACTIVATIONS[name]:
+            raise file.wrong(other, f"{name!r} as `{key}`, or no entry")
     return _ACTIVATIONS[name]
 
 
-def _token_tuple(tokens: int | Sequence[int] | None) -> tuple[int, ...]:
-    if tokens is None:
-        return ()
-    return tuple(dict.fromkeys([tokens] if isinstance(tokens, int) else tokens))
+def _start_token(file: Settings, vocab_size: int) -> int | None:
+    """The token that starts a document; it is a hint, so that one outside of the vocabulary counts as none."""
+    key = "bos_token_id"
+    token = file.whole(key, None, least=-1)
+    return token if token is not None and 0 <= token < vocab_size else None
 
 
-def _gpt2_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+def _heads(file: Settings, own: str, shared: str) -> tuple[int, int]:
+    heads = file.whole(own)
+    kv_heads = file.whole(shared, heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"`num_heads` must be a multiple of `num_kv_heads`, got {heads} and {kv_heads} (`{file.prefix}{own}` and "
+            f"`{file.prefix}{shared}` in {file.source})."
+        )
+    return heads, kv_heads
+
+
+def _share(file: Settings, whole: str, width: int, parts: str, heads: int) -> int:
+    """The width of one head, where the file says that of all."""
+    if width % heads or width // heads > _WIDEST_HEAD:
+        raise ValueError(
+            f"`{file.prefix}{whole}` must be a multiple of `{file.prefix}{parts}`, got {width} and {heads} in "
+            f"{file.source}."
+        )
+    return width // heads
+
+
+def _gpt2_from_hf(file: Settings) -> dict[str, Any]:
     for name, plain in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        if config.get(name, plain) != plain:
-            raise ValueError(f"GPT-2 with `{name}` = {config[name]} is not supported; accepted is {plain}.")
-    if config.get("add_cross_attention"):
-        raise ValueError("GPT-2 with `add_cross_attention` = True is not supported; accepted is False.")
-    hidden, heads = config.get("n_embd", 768), config.get("n_head", 12)
-    if hidden % heads:
-        raise ValueError(f"`n_embd` must be a multiple of `n_head`, got {hidden} and {heads}.")
+        if file.flag(name, plain) != plain:
+            raise ValueError(f"GPT-2 with `{name}` = {not plain} is not supported; accepted is {plain}.")
+    if file.text("position_embedding_type", "absolute") != "absolute":
+        raise file.wrong("position_embedding_type", "'absolute', or no entry")
+    refuse_what_is_not_carried_out(file, NEUTRAL_HF)
+    hidden, heads, vocab_size = file.whole("n_embd", 768), file.whole("n_head", 12), file.whole("vocab_size")
     return dict(
         architecture="gpt2",
-        vocab_size=_need(config, "vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=config.get("n_layer", 12),
+        num_layers=file.whole("n_layer", 12),
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden // heads,
-        intermediate_size=config.get("n_inner") or 4 * hidden,
-        context_length=config.get("n_positions", 1024),
+        head_dim=_share(file, "n_embd", hidden, "n_head", heads),
+        intermediate_size=file.whole("n_inner", 4 * hidden),
+        context_length=file.whole("n_positions", 1024),
         norm="layer",
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        activation=_activation(config.get("activation_function", "gelu_new")),
+        norm_eps=file.number("layer_norm_epsilon", 1e-5, least=0),
+        activation=_activation(file, "activation_function", "gelu_new"),
         gated=False,
         positions="learned",
         qkv_bias=True,
         output_bias=True,
         mlp_bias=True,
-        tied_embeddings=bool(config.get("tie_word_embeddings", True)),
-        bos_token=config.get("bos_token_id"),
-        end_tokens=_token_tuple(config.get("eos_token_id")),
+        tied_embeddings=file.flag("tie_word_embeddings", True),
+        bos_token=_start_token(file, vocab_size),
+        end_tokens=file.tokens("eos_token_id", vocab_size),
     )
 
 
-def _llada_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+def _llada_from_hf(file: Settings) -> dict[str, Any]:
     plain = {
         "block_type": "llama", "block_group_size": 1, "layer_norm_type": "rms", "layer_norm_with_affine": True,
         "attention_layer_norm": False, "input_emb_norm": False, "bias_for_layer_norm": False, "include_bias": False,
         "rope": True, "alibi": False, "clip_qkv": None, "scale_logits": False, "activation_type": "silu",
     }  # fmt: skip
     for name, accepted in plain.items():
-        value = config.get(name, accepted)
+        value = file.values.get(name, accepted)
         if value != accepted and not (value is None and not accepted):
             raise ValueError(f"LLaDA with `{name}` = {value!r} is not supported; accepted is {accepted!r}.")
-    hidden, heads = _need(config, "d_model"), _need(config, "n_heads")
-    if hidden % heads:
-        raise ValueError(f"`d_model` must be a multiple of `n_heads`, got {hidden} and {heads}.")
+    refuse_what_is_not_carried_out(file, NEUTRAL_HF, ("is_causal", "causal"))
+    hidden, heads = file.whole("d_model"), file.whole("n_heads")
+    vocab_size = file.whole("embedding_size", None) or file.whole("vocab_size")
+    if not file.has("n_kv_heads"):
+        kv_heads = 1 if file.flag("multi_query_attention", False) else heads
+    else:
+        kv_heads = _heads(file, "n_heads", "n_kv_heads")[1]
     return dict(
         architecture="llada",
-        vocab_size=config.get("embedding_size") or _need(config, "vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=_need(config, "n_layers"),
+        num_layers=file.whole("n_layers"),
         num_heads=heads,
-        num_kv_heads=config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads),
-        head_dim=hidden // heads,
-        intermediate_size=config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * hidden,
-        context_length=_need(config, "max_sequence_length"),
-        norm_eps=config.get("rms_norm_eps", 1e-5),
-        rope_theta=float(config.get("rope_theta", 10000.0)),
-        qkv_bias=bool(config.get("include_qkv_bias", False)),
-        tied_embeddings=bool(config.get("weight_tying", True)),
+        num_kv_heads=kv_heads,
+        head_dim=_share(file, "d_model", hidden, "n_heads", heads),
+        intermediate_size=file.whole("mlp_hidden_size", None) or file.whole("mlp_ratio", 4) * hidden,
+        context_length=file.whole("max_sequence_length"),
+        norm_eps=file.number("rms_norm_eps", 1e-5, least=0),
+        rope_theta=file.number("rope_theta", 10000.0, above=0),
+        qkv_bias=file.flag("include_qkv_bias", False),
+        tied_embeddings=file.flag("weight_tying", True),
         causal=False,
-        end_tokens=_token_tuple(config.get("eos_token_id")),
+        end_tokens=file.tokens("eos_token_id", vocab_size),
     )
 
 
-def _refuse_sliding_window(config: Mapping[str, Any]) -> None:
-    kinds = set(config.get("layer_types") or ())
-    if kinds - {"full_attention"}:
+def _refuse_sliding_window(file: Settings) -> None:
+    kinds = file.values.get("layer_types") or []
+    if not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}:
+        shown = ", ".join(sorted(set(map(str, kinds)))) if isinstance(kinds, list) else repr(kinds)
         raise ValueError(
-            f"`layer_types` has {', '.join(sorted(kinds))}; only full_attention is supported, in every layer."
+            f"`layer_types` has {shown}; only full_attention is supported, in every layer ({file.source})."
         )
-    reached = config.get("max_window_layers", 28) < _need(config, "num_hidden_layers")
-    if config.get("use_sliding_window") and config.get("sliding_window") and not kinds and reached:
+    window = file.whole("sliding_window", 0, least=-1)
+    # Qwen's files say by a flag whether the window counts, and from which layer on; elsewhere a window counts.
+    qwen = file.values["model_type"] in ("qwen2", "qwen3")
+    used = file.flag("use_sliding_window", not qwen)
+    reached = not qwen or file.whole("max_window_layers", 28, least=0) < file.whole("num_hidden_layers")
+    if used and window > 0 and not (qwen and kinds) and reached and window < file.whole("max_position_embeddings"):
         raise ValueError(
-            f"sliding-window attention is not supported, got `use_sliding_window` = True with `sliding_window` = "
-            f"{config['sliding_window']}; accepted are models that attend to the whole context."
+            f"sliding-window attention is not supported, got `use_sliding_window` = {used} with `sliding_window` = "
+            f"{window} in {file.source}; accepted are models that attend to the whole context."
         )
 
 
-def _hf_rope(config: Mapping[str, Any], head_dim: int, context: int) -> tuple[float, tuple[float, ...]]:
-    """The base and the divisors of equation (1), from either form of the file."""
-    rope = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
-    rope.update({key: value for key, value in (config.get("rope_parameters") or {}).items() if value is not None})
-    theta = float(rope["rope_theta"] or 10000.0)
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+def _hf_rope(file: Settings, head_dim: int, context: int) -> tuple[float, tuple[float, ...]]:
+    """The base and the divisors of equation (1), from either form of the file.
+
+    The older `rope_scaling` is what transformers takes where both are given.
+    """
+    old, new = file.group("rope_scaling"), file.group("rope_parameters")
+    kinds = [group.text("rope_type", group.text("type", "default")) for group in (new, old)]
+    if old.values and new.values and kinds[0] not in ("default", kinds[1]):
+        raise ValueError(
+            f"`rope_parameters` and `rope_scaling` in {file.source} contradict each other: {kinds[0]!r} and "
+            f"{kinds[1]!r}; leave one of them out."
+        )
+    for key in new.values:
+        if isinstance(new.values[key], Mapping):
+            raise ValueError(
+                f"`rope_parameters` in {file.source} has settings for `{key}` alone; accepted is one rotary setting "
+                "for all layers."
+            )
+    said = {key: value for group in (new, old) for key, value in group.values.items() if value is not None}
+    rope = Settings(said, f"the rotary settings in {file.source}")
+    theta = rope.number("rope_theta", file.number("rope_theta", 10000.0, above=0), above=0)
+    partial = rope.number("partial_rotary_factor", file.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
-        raise ValueError(f"rotary positions must cover the whole head, got `partial_rotary_factor` = {partial}.")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+        raise ValueError(
+            f"rotary positions must cover the whole head, got `partial_rotary_factor` = {partial} in {file.source}."
+        )
+    kind = kinds[1] if old.values else kinds[0]
     if kind == "default":
         return theta, ()
     if kind == "linear":
-        return theta, (float(_need(rope, "factor")),) * (head_dim // 2)
+        return theta, (rope.number("factor", above=0),) * (head_dim // 2)
     if kind == "llama3":
-        return theta, _llama3_divisors(
-            theta,
-            head_dim,
-            factor=_need(rope, "factor"),
-            low=_need(rope, "low_freq_factor"),
-            high=_need(rope, "high_freq_factor"),
-            original=rope.get("original_max_position_embeddings") or context,
-        )
-    raise ValueError(f"unknown rotary scaling {kind!r}; accepted are default, linear, llama3.")
+        return theta, _llama3_divisors(rope, theta, head_dim, context)
+    raise ValueError(f"unknown rotary scaling {kind!r}; accepted are default, linear, llama3 ({file.source}).")
 
 
-def _llama3_divisors(
-    theta: float, head_dim: int, *, factor: float, low: float, high: float, original: int
-) -> tuple[float, ...]:
+def _llama3_divisors(rope: Settings, theta: float, head_dim: int, context: int) -> tuple[float, ...]:
     """Divisors that leave wavelengths below `original / high` alone and stretch those above `original / low`."""
+    factor, low = rope.number("factor", above=0), rope.number("low_freq_factor", above=0)
+    high = rope.number("high_freq_factor", above=low)
+    original = rope.whole("original_max_position_embeddings", context)
     divisors = []
     for i in range(head_dim // 2):
         wavelength = 2 * math.pi * theta ** (2 * i / head_dim)
@@ -372,15 +433,22 @@ def _llama3_divisors(
     return tuple(divisors)
 
 
-def _gguf_divisors(
-    architecture: str, metadata: Mapping[str, Any], factors: Sequence[float], head_dim: int
-) -> tuple[float, ...]:
-    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
+def _gguf_divisors(file: Settings, factors: Sequence[float], head_dim: int) -> tuple[float, ...]:
+    """The divisors that a GGUF file gives; a factor without a type is linear, as llama.cpp reads it."""
+    kind = file.text("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise ValueError(
-            f"unknown rotary scaling: `{architecture}.rope.scaling.type` is {kind!r}; accepted are none, linear, and "
-            "the tensor rope_freqs.weight."
+            f"unknown rotary scaling: `{file.prefix}rope.scaling.type` is {kind!r}; accepted are none, linear, and "
+            f"the tensor rope_freqs.weight ({file.source})."
         )
-    linear = float(metadata.get(f"{architecture}.rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
+    linear = file.number("rope.scaling.factor", file.number("rope.scale_linear", 1.0, least=0), least=0)
+    linear = 1.0 if kind == "none" or linear == 0 else linear  # llama.cpp writes 0 for no scaling
+    if factors and len(factors) != head_dim // 2:
+        raise ValueError(
+            f"tensor `rope_freqs.weight` in {file.source} must have head_dim / 2 = {head_dim // 2} entries, got "
+            f"{len(factors)}."
+        )
+    if not all(math.isfinite(factor) and factor > 0 for factor in factors):
+        raise ValueError(f"tensor `rope_freqs.weight` in {file.source} must hold finite numbers above 0.")
     divisors = tuple(linear * float(factor) for factor in (factors or (1.0,) * (head_dim // 2)))
     return () if all(divisor == 1.0 for divisor in divisors) else divisors

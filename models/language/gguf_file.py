@@ -1,19 +1,18 @@
 """GGUF checkpoints: one file with metadata, tokenizer and quantised weights.
 
-The weights are read through the `gguf` package and dequantised to float32. Files of the `llama` architecture store
-queries and keys with their rows reordered for rotations of neighbouring pairs; `build_decoder` undoes it.
+The weights are dequantised to float32 by the `gguf` package. Files of the `llama` architecture store queries and keys
+with their rows reordered for rotations of neighbouring pairs; `build_decoder` undoes it.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
-
-import gguf
-import numpy as np
 
 from ppl.models.language.checkpoints import Tensors, build_decoder
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder
-from ppl.models.language.gguf_tokenizer import build_tokenizer
+from ppl.models.language.gguf_container import open_gguf
+from ppl.models.language.gguf_tokenizer import build_tokenizer, end_tokens_of
 
 __all__ = ["read_gguf"]
 
@@ -37,55 +36,34 @@ _NAMES = {
 
 
 def read_gguf(path: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
-    """Read a GGUF file.
+    """Read a GGUF file, or all parts of one that was split.
 
     Args:
-        path: the file.
+        path: the file, or any of its parts.
         dtype: of the weights on the device.
 
     Returns:
-        The network, its configuration, and the tokenizer.
+        The network, its configuration with all end tokens, and the tokenizer.
 
     Raises:
-        ValueError: not a whole GGUF file, or an architecture, tokenizer, quantisation or tensor that is not supported.
+        FileNotFoundError: a part is missing.
+        ValueError: not a whole GGUF file, or an architecture, setting, tokenizer, quantisation or tensor that is not
+            supported.
     """
-    reader = _open(path)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-
-    def read(name: str) -> np.ndarray:
-        tensor = stored[name]
-        try:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"tensor `{name}` in {path} is quantised as {tensor.tensor_type.name}, which cannot be read."
-            ) from error
-
-    factors = read("rope_freqs.weight").ravel().tolist() if "rope_freqs.weight" in stored else ()
-    config = DecoderConfig.from_gguf(metadata, tied_embeddings="output.weight" not in stored, rope_factors=factors)
-    tokenizer = build_tokenizer(metadata)
+    file = open_gguf(path)
+    factors = file.read("rope_freqs.weight").ravel().tolist() if "rope_freqs.weight" in file.names else ()
+    config = DecoderConfig.from_gguf(
+        file.metadata, tied_embeddings="output.weight" not in file.names, rope_factors=factors, source=str(path)
+    )
+    tokenizer = build_tokenizer(file.metadata, str(path))
+    config = dataclasses.replace(config, end_tokens=end_tokens_of(file.metadata, str(path)))
     names = _NAMES | ({"qkv": "blk.{}.attn_qkv"} if config.architecture == "gpt2" else {})
     decoder = build_decoder(
         config,
-        Tensors(list(stored), read, str(path)),
+        Tensors(file.names, file.read, str(path)),
         names,
         dtype=dtype,
         interleaved=config.architecture == "llama",
         redundant=lambda name: name == "rope_freqs.weight",
     )
     return decoder, config, tokenizer
-
-
-def _open(path: Path) -> gguf.GGUFReader:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start != b"GGUF":
-        raise ValueError(f"{path} is not a GGUF file: it starts with {start!r}, not b'GGUF'.")
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # a cut file surfaces as whatever the reader trips over first
-        raise ValueError(
-            f"{path} is not a whole GGUF file of {path.stat().st_size} bytes "
-            f"({type(error).__name__}: {error}); fetch it again."
-        ) from error

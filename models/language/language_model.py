@@ -110,7 +110,7 @@ class LanguageModel:
         path = locate(source)
         if path.is_dir():
             decoder, config, tokenizer = read_folder(path, dtype)
-            ends = (*config.end_tokens, *generation_end_tokens(path))
+            ends = (*config.end_tokens, *generation_end_tokens(path, config.vocab_size))
         else:
             from ppl.models.language.gguf_file import read_gguf  # needs the gguf package, folders do not
 

@@ -144,8 +144,8 @@ def write_metadata(path, architecture="llama", **changes):
 def test_gguf_of_unknown_kind_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="unknown architecture: .* is 'mamba'; accepted are llama, qwen2, qwen3, gpt2"):
         LanguageModel.load(write_metadata(tmp_path / "a.gguf", "mamba"))
-    with pytest.raises(ValueError, match="unknown word rule: `tokenizer.ggml.pre` is 'tekken'; accepted are"):
-        LanguageModel.load(write_metadata(tmp_path / "b.gguf", pre="tekken"))
+    with pytest.raises(ValueError, match="unknown word rule: `tokenizer.ggml.pre` is 'kimi-k2'; accepted are"):
+        LanguageModel.load(write_metadata(tmp_path / "b.gguf", pre="kimi-k2"))
     with pytest.raises(ValueError, match="rope.dimension_count = 4 for heads of width 8"):
         LanguageModel.load(write_metadata(tmp_path / "c.gguf", **{"rope.dimension_count": 4}))
     with pytest.raises(ValueError, match="has no tensor `output_norm.weight`|has no tensor `blk.0"):

@@ -9,6 +9,15 @@ its position, its hidden state. `TextState.particle_axes` says which is which.
 A slot and a position are two things. All particles write the same slot in the same step, so that a write is one slice
 and not a scatter; a particle that waits leaves a slot unused (`valid` False), and its next token still gets the next
 position.
+
+How many slots are certainly free is known while a program is staged (`Room.free`), so that no write falls outside:
+
+    cursor <= C - free                                                                                             (1)
+
+`extend` takes one free slot, and adds some where there is none. A state is a value: each branch of one has slots of its
+own. In a loop of T iterations whose carry takes n slots in each, (1) holds for every iteration with the numbers of the
+last: the carry enters with T n free slots, its iterations are traced with n, and it leaves with none of them. What an
+iteration reads beside its carry, in branches that are dropped, is added in that iteration alone.
 """
 
 import dataclasses
@@ -16,9 +25,28 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["TextState", "write_slot"]
+from ppl.control_flow import NoRoom
+
+__all__ = ["Room", "TextState", "write_slot"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What is known of a text's room while a program is staged.
+
+    Attributes:
+        free: how many slots are certainly free, (1).
+        prompt: how many tokens the prompt has, where that is known. States are alike whatever it is.
+    """
+
+    free: int = 0
+    prompt: int | None = dataclasses.field(default=None, compare=False)
+
+    def __repr__(self) -> str:  # JAX prints it where a loop's carry changes its room
+        return f"room for {self.free} more tokens: lm.extend takes one; ppl.scan makes room for its iterations"
 
 
 @functools.partial(
@@ -34,7 +62,7 @@ __all__ = ["TextState", "write_slot"]
         "position",
         "hidden",
     ],
-    meta_fields=["context_length", "free", "used"],
+    meta_fields=["context_length", "room"],
 )
 @dataclasses.dataclass(frozen=True)
 class TextState:
@@ -51,8 +79,7 @@ class TextState:
         position: position of the next token in the text.
         hidden: last hidden state after the final norm; the head makes the next token's logits of it.
         context_length: largest number of positions of the model; static.
-        free: how many slots are certainly free; static. Outside of loops `LanguageModel.extend` adds some when none is.
-        used: inside a `ppl.scan`, how many slots this iteration has used so far; None outside; static.
+        room: what is known of the room for more tokens; static.
     """
 
     prompt_keys: Float[Array, "L S Hkv D"]
@@ -65,8 +92,7 @@ class TextState:
     position: Int[Array, ""]
     hidden: Float[Array, "E"]
     context_length: int = dataclasses.field(default=0)
-    free: int = dataclasses.field(default=0)
-    used: int | None = dataclasses.field(default=None)
+    room: Room = dataclasses.field(default=Room())
 
     @property
     def slots(self) -> int:
@@ -74,9 +100,15 @@ class TextState:
         return self.keys.shape[-3]
 
     @property
+    def free(self) -> int:
+        """Number of slots that are certainly free."""
+        return self.room.free
+
+    @property
     def room_in_context(self) -> int:
-        """How many more slots the model's context has room for; an upper bound where the prompt's length is traced."""
-        prompt = 1 if isinstance(self.prompt_length, jax.core.Tracer) else int(self.prompt_length)
+        """How many more slots the model's context has room for; an upper bound where the prompt's length is unknown."""
+        traced = isinstance(self.prompt_length, jax.core.Tracer)
+        prompt = (self.room.prompt or 1) if traced else int(np.asarray(self.prompt_length).max())
         return self.context_length - prompt - self.slots
 
     def scratch(self) -> "TextState":
@@ -90,26 +122,38 @@ class TextState:
 
     # What `ppl.scan` asks a node of its carry, see `ppl.control_flow.LoopCarry`.
 
-    def enter_loop(self, slots: int) -> "TextState":
-        """The state at the head of a loop, with room for all that its iterations will write.
+    def enter_loop(self, count: int, length: int) -> "TextState":
+        """The state in every iteration of a loop, with room for all of them; see (1).
 
         Args:
-            slots: how many slots all iterations together use. Inside another loop the outer one has made room.
+            count: how many slots an iteration takes.
+            length: how many iterations there are.
+
+        Raises:
+            NoRoom: the context of the model has too little.
         """
-        if self.used is not None:
-            return dataclasses.replace(self, used=0)
-        state = self.reserve(max(slots - self.free, 0))
-        return dataclasses.replace(state, free=0, used=0)
+        missing = max(count * length - self.free, 0)
+        if missing > self.room_in_context:
+            raise NoRoom(
+                f"ppl.scan of {length} iterations in each of which lm.extend reads {count} more: {self.full(missing)}"
+            )
+        # A loop of no iterations is traced as well.
+        state = self.reserve(max(missing, count - self.free))
+        return state._with_free(state.free - count * max(length - 1, 0))
 
-    def end_iteration(self) -> tuple["TextState", int]:
-        """The state as it enters the next iteration, and how many slots this one used."""
-        return dataclasses.replace(self, used=0), self.used or 0
+    def end_iteration(self, entered: "TextState") -> tuple["TextState", int]:
+        """The state as it enters the next iteration, and how many slots this one took.
 
-    def exit_loop(self, outer: "TextState", slots: int) -> "TextState":
-        """The state after a loop that used `slots` slots and was entered with `outer`."""
-        if outer.used is not None:
-            return dataclasses.replace(self, used=outer.used + slots)
-        return dataclasses.replace(self, free=max(outer.free - slots, 0), used=None)
+        Args:
+            entered: the state that entered the iteration. This one may be a branch of it, or of another: with more
+                slots at its end, none of which is used by (1), or with fewer.
+        """
+        taken = (self.slots - self.free) - (entered.slots - entered.free)
+        return self._resized(entered.slots)._with_free(entered.free), max(taken, 0)
+
+    def exit_loop(self, count: int, length: int) -> "TextState":
+        """The state after a loop of `length` iterations that took `count` slots each."""
+        return self._with_free(self.free - count * min(length, 1))
 
     def particle_axes(self) -> "TextState":
         """The `in_axes` and `out_axes` of this state for a `vmap` over particles.
@@ -130,29 +174,39 @@ class TextState:
 
         Raises:
             ValueError: `slots` is negative, or prompt and slots together exceed the context of the model. Where the
-                prompt's length is not known (while tracing), the slots alone are checked.
+                prompt's length is not known while tracing, the slots alone are checked.
         """
         if slots < 0:
             raise ValueError(f"`slots` must be at least 0, got {slots}.")
         if slots > self.room_in_context:
-            raise ValueError(
-                f"the model's context holds {self.context_length} tokens, and {self.room_in_context} places are left; "
-                f"{slots} more do not fit."
-            )
-        if slots == 0:
+            raise NoRoom(self.full(slots))
+        return self._resized(self.slots + slots)._with_free(self.free + slots)
+
+    def full(self, slots: int) -> str:
+        """What to say where `slots` more slots exceed the context."""
+        return (
+            f"the model's context holds {self.context_length} tokens, and {max(self.room_in_context, 0)} places are "
+            f"left; {slots} more do not fit."
+        )
+
+    def _with_free(self, free: int) -> "TextState":
+        return self if free == self.free else dataclasses.replace(self, room=dataclasses.replace(self.room, free=free))
+
+    def _resized(self, slots: int) -> "TextState":
+        """The state with unused slots added at the end, or taken away there."""
+        if slots == self.slots:
             return self
 
-        def grow(cache: Array) -> Array:
-            room = jnp.zeros((*cache.shape[:-3], slots, *cache.shape[-2:]), cache.dtype)
-            return jnp.concatenate([cache, room], axis=-3)
+        def resized(array: Array, axis: int) -> Array:
+            added = slots - array.shape[axis]
+            if added < 0:
+                return jax.lax.slice_in_dim(array, 0, slots, axis=axis % array.ndim)
+            shape = list(array.shape)
+            shape[axis] = added
+            return jnp.concatenate([array, jnp.zeros(shape, array.dtype)], axis=axis)
 
-        unused = jnp.zeros((*self.valid.shape[:-1], slots), bool)
         return dataclasses.replace(
-            self,
-            keys=grow(self.keys),
-            values=grow(self.values),
-            valid=jnp.concatenate([self.valid, unused], axis=-1),
-            free=self.free + slots,
+            self, keys=resized(self.keys, -3), values=resized(self.values, -3), valid=resized(self.valid, -1)
         )
 
     def _structure(self, *, shared, caches, cursor, own) -> "TextState":
@@ -167,8 +221,7 @@ class TextState:
             position=own,
             hidden=own,
             context_length=self.context_length,
-            free=self.free,
-            used=self.used,
+            room=self.room,
         )
 
 

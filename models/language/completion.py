@@ -5,6 +5,9 @@
 over sequences that end in an end token within `max_tokens` tokens, that token counted, or of exactly `max_tokens` other
 tokens. These sum to one, so the log-evidence of a completion by itself is 0. The backward kernel of text is certain:
 a prefix is found in its text.
+
+The end token is part of a text's probability where the budget has room for it: a text of T words has
+p(text) p(end | text) with a budget of more than T tokens, and p(text) with one of exactly T.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from ppl.models.language.delimiter import delimiter_of
 from ppl.process import NoDelimiter, Process
 
 if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
     from ppl.models.language.language_model import LanguageModel
 
 __all__ = ["Completion"]
@@ -31,13 +37,16 @@ class Completion(Process):
     `length` counts text tokens; the end token and what follows it in `tokens` is padding.
     """
 
-    def __init__(self, lm: LanguageModel, prompt: Sequence[int], max_tokens: int):
+    def __init__(
+        self, lm: LanguageModel, prompt: Sequence[int] | Int[Array, " T"], max_tokens: int, *, continues: bool = True
+    ):
         """Build the process; `LanguageModel.complete` and `.chat` do it from texts.
 
         Args:
             lm: the language model.
-            prompt: its tokens.
+            prompt: its tokens, a sequence of ints or, inside of models, a traced array.
             max_tokens: the budget, at least 1, the end token counted.
+            continues: the texts go on from the prompt; False for those that begin anew, as a chat's answers do.
 
         Raises:
             ValueError: prompt and budget do not fit the model's context.
@@ -51,7 +60,9 @@ class Completion(Process):
                 f"a prompt of {len(prompt)} tokens and `max_tokens` = {max_tokens} do not fit the model's context of "
                 f"{lm.context_length} tokens."
             )
-        self.lm, self.prompt, self.num_steps = lm, tuple(prompt), max_tokens
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(prompt))
+        self.prompt = jnp.asarray(prompt) if traced else tuple(prompt)
+        self.lm, self.num_steps, self.continues = lm, max_tokens, continues
 
     def start(self) -> dict[str, Any]:
         """Read the prompt."""
@@ -82,7 +93,7 @@ class Completion(Process):
     @property
     def texts(self):
         """The function that reads values with a leading particle axis; the language model's, whatever the prompt."""
-        return self.lm.read
+        return self.lm.read_on if self.continues else self.lm.read
 
     def running(self, state, path, step) -> dict[str, Any]:
         """Return the text so far like a value, and the network's last hidden state, `(width,)`."""
@@ -110,9 +121,12 @@ class Completion(Process):
         """Return a constraint compiled for the vocabulary, and check that some completion can satisfy it."""
         from ppl.models.constraints.bound import bind_constraint
 
-        return bind_constraint(constraint, self.lm.byte_vocabulary, self.num_steps, require_end)
+        vocabulary = self.lm.continuing_vocabulary if self.continues else self.lm.byte_vocabulary
+        return bind_constraint(constraint, vocabulary, self.num_steps, require_end)
 
     def __repr__(self) -> str:
+        if not isinstance(self.prompt, tuple):
+            return f"<Completion of {len(self.prompt)} traced tokens, at most {self.num_steps} tokens>"
         prompt = self.lm.tokenizer.decode(self.prompt)
         shown = prompt if len(prompt) <= _SHOWN else "..." + prompt[-_SHOWN:]
         return f"<Completion of {shown!r}, at most {self.num_steps} tokens>"

@@ -176,7 +176,8 @@ class Decoder(nnx.Module):
             token: the token, in [0, V).
 
         Returns:
-            The state's new `keys`, `values`, `valid` and `hidden`. Without a free slot `hidden` is NaN.
+            The state's new `keys`, `values`, `valid` and `hidden`. Beyond the slots or the context `hidden` is NaN:
+            programs are refused before (`ppl.models.language.cache`), as far as what is traced lets it be known.
 
         Raises:
             ValueError: the network is not causal: another token changes what all others are read as.
@@ -202,7 +203,8 @@ class Decoder(nnx.Module):
                 queries, state.prompt_keys[layer], state.prompt_values[layer], keys[layer], values[layer], counts
             )
             x = block.finish(x, attended)
-        hidden = jnp.where(state.cursor < state.slots, self.final_norm(x), jnp.nan)
+        inside = (state.cursor < state.slots) & (state.position < self.config.context_length)
+        hidden = jnp.where(inside, self.final_norm(x), jnp.nan)
         return keys, values, valid, hidden
 
     def logits(self, hidden: Float[Array, "*T E"]) -> Float[Array, "*T V"]:

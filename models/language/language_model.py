@@ -23,12 +23,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ppl.models.language.cache import TextState
+from ppl.control_flow import NoRoom
+from ppl.models.language.cache import Room, TextState
 from ppl.models.language.checkpoints import generation_end_tokens, locate, read_folder
 from ppl.models.language.completion import Completion
 from ppl.models.language.config import DecoderConfig
+from ppl.models.language.continuations import continuing
 from ppl.models.language.decoder import Decoder
 from ppl.models.language.next_token import NextToken
+from ppl.models.language.prompts import prompt_tokens, render_conversation, start_tokens
 
 __all__ = ["LanguageModel"]
 
@@ -133,36 +136,66 @@ class LanguageModel:
 
         Args:
             text: any string; the names of special tokens in it become these tokens.
-            start: the text starts a document: add what the tokenizer puts there (Llama's beginning-of-text token).
+            start: the text starts a document: add what the tokenizer puts there (Llama's beginning-of-text token, the
+                space of SentencePiece's tokenizers). Otherwise it goes on from another: nothing is added.
 
         Returns:
             The tokens.
         """
-        return list(self.tokenizer.encode(text, add_special_tokens=start))
+        if not isinstance(text, str):
+            raise TypeError(f"`text` must be a string, got {type(text).__name__}.")
+        if start:
+            return self._document_start + list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._continuing.encode(text, add_special_tokens=False))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    @functools.cached_property
+    def _document_start(self) -> list[int]:
+        return start_tokens(self.tokenizer)
+
+    @functools.cached_property
+    def _continuing(self) -> Any:
+        """The tokenizer for texts that go on from others; see `ppl.models.language.continuations`."""
+        return continuing(self.tokenizer)
+
+    def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None, **template: Any
+    ) -> list[int]:
         """The prompt after which the model writes the next message of a conversation.
 
         Args:
-            messages: dicts with `role` and `content`.
+            messages: dicts with `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`.
+            tools: functions, or their JSON schemas, that the template describes to the model.
+            **template: further arguments of the model's chat template, such as `enable_thinking=False`.
 
         Returns:
-            Tokens of the conversation in the model's chat template, up to where the assistant's turn begins.
+            Tokens of the conversation in the model's chat template, up to where the assistant's turn begins, or to the
+            end of the last message where that is the assistant's own.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            TypeError: messages, contents or tools of another kind.
+            ValueError: the tokenizer has no chat template, or the template refuses the conversation, leaves a system
+                message out, or has no use for an argument.
         """
-        if not self.tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template: this is no chat model; give a prompt instead.")
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+        return self._chat_prompt(messages, tools, template)[0]
 
-    def decode(self, tokens: ArrayLike | Sequence[int], *, length: ArrayLike | None = None) -> str | list[str]:
+    def _chat_prompt(self, messages: Any, tools: Any, template: Mapping[str, Any]) -> tuple[list[int], bool]:
+        """The prompt, and whether the last message goes on."""
+        text, continued = render_conversation(self.tokenizer, messages, tools, template)
+        tokens = list(self.tokenizer.encode(text, add_special_tokens=False))  # what it begins with is the template's
+        while tokens and not continued and tokens[-1] in self.end_tokens:
+            tokens.pop()  # after an end token another document would begin
+        return tokens, continued
+
+    def decode(
+        self, tokens: ArrayLike | Sequence[int], *, length: ArrayLike | None = None, start: bool = True
+    ) -> str | list[str]:
         """The text of tokens, up to the first end token.
 
         Args:
             tokens: shape (T,) for one text, (N, T) for many.
             length: number of tokens that count, shape () or (N,); None is all.
+            start: the tokens start a document: SentencePiece's tokenizers drop a space there. False for those that go
+                on from others, whose text is the rest of the whole's: the counterpart of `encode(text)`.
 
         Returns:
             A string for one text, a list of strings for many; the end token and what follows it are left out.
@@ -173,17 +206,22 @@ class LanguageModel:
         array = np.asarray(tokens, dtype=np.int64)
         if array.ndim == 2:
             lengths = np.broadcast_to(array.shape[1] if length is None else np.asarray(length), array.shape[:1])
-            return [self.decode(row, length=count) for row, count in zip(array, lengths, strict=True)]
+            return [self.decode(row, length=count, start=start) for row, count in zip(array, lengths, strict=True)]
         if array.ndim != 1:
             raise ValueError(f"`tokens` must have shape (T,) or (N, T), got {array.shape}.")
         array = array[: None if length is None else int(length)]
         ends = np.flatnonzero(np.isin(array, self.end_tokens))
         kept = array[: ends[0]] if ends.size else array
-        return self.tokenizer.decode(kept.tolist(), skip_special_tokens=False)
+        tokenizer = self.tokenizer if start else self._continuing
+        return tokenizer.decode(kept.tolist(), skip_special_tokens=False)
 
     def read(self, value: Mapping[str, ArrayLike]) -> list[str]:
-        """The texts of a completion's values, `{"tokens": int32[N, T], "length": int32[N]}`."""
+        """The texts of a chat's values, `{"tokens": int32[N, T], "length": int32[N]}`; each is a text of its own."""
         return self.decode(value["tokens"], length=value["length"])
+
+    def read_on(self, value: Mapping[str, ArrayLike]) -> list[str]:
+        """The texts of a completion's values, `{"tokens": int32[N, T], "length": int32[N]}`; they follow its prompt."""
+        return self.decode(value["tokens"], length=value["length"], start=False)
 
     def is_end(self, token: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether a token is one of the end tokens."""
@@ -201,71 +239,116 @@ class LanguageModel:
 
         return Vocabulary.from_tokenizer(self.tokenizer, vocab_size=self.vocab_size, end_tokens=self.end_tokens)
 
+    @functools.cached_property
+    def continuing_vocabulary(self):
+        """The same for texts that go on from others: no space is dropped at their beginning."""
+        whole = self.byte_vocabulary
+        return dataclasses.replace(whole, strips_space=False) if whole.strips_space else whole
+
     # Whole generations.
 
-    def complete(self, prompt: str | Sequence[int], *, max_tokens: int) -> Completion:
+    def complete(self, prompt: str | Sequence[int] | Int[Array, "T"], *, max_tokens: int) -> Completion:
         """What the model writes after a prompt, as a process.
 
+        A text ends by an end token within the budget, or fills the budget. Its probability is that of all its tokens,
+        the end token included, so that what a constraint says of choices depends on `max_tokens`: with a budget of one
+        token " sun" means that this token comes, with more that the text ends there too, and where options differ in
+        their number of tokens some fill the budget and some must end. What the options are worth as continuations,
+        whatever follows them, is `lm.log_prob(prompt, option)`. To compare them as whole texts take a budget that
+        leaves room for an end token after the longest, and `constrain(..., require_end=True)`.
+
         Args:
-            prompt: a text, or its tokens.
+            prompt: a text, or its tokens; inside of models traced ones too.
             max_tokens: the budget, the end token counted.
 
         Returns:
-            A `ppl.Process` whose value is `{"tokens": int32[max_tokens], "length": int32}`.
+            A `ppl.Process` whose value is `{"tokens": int32[max_tokens], "length": int32}`. Its texts go on from the
+            prompt: prompt and text together are the text of all tokens.
 
         Raises:
             ValueError: the prompt is empty, or prompt and budget do not fit the model's context.
         """
-        return Completion(self, self._prompt_tokens(prompt), max_tokens)
+        return Completion(self, prompt if _traced(prompt) else self._prompt_tokens(prompt), max_tokens)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Completion:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int,
+        tools: Sequence[Any] | None = None,
+        **template: Any,
+    ) -> Completion:
         """What the model answers in a conversation, as a process like that of `complete`.
 
+        An answer ends by an end token, or fills the budget; see `complete` for what that means for constraints: a
+        choice is among whole answers where the budget has room for an end token.
+
         Args:
-            messages: dicts with `role` and `content`.
+            messages: dicts with `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`. The
+                last one is continued where its role is assistant.
             max_tokens: the budget, the end token counted.
+            tools: functions, or their JSON schemas, that the template describes to the model.
+            **template: further arguments of the model's chat template, such as `enable_thinking=False`.
+
+        Returns:
+            A `ppl.Process` as `complete` gives. An answer is a text of its own: the space that SentencePiece's
+            tokenizers put before a text is no part of it. What continues a message goes on from it.
+
+        Raises:
+            TypeError, ValueError: as for `chat_prompt`, and as for `complete`.
         """
-        return Completion(self, self.chat_prompt(messages), max_tokens)
+        prompt, continued = self._chat_prompt(messages, tools, template)
+        return Completion(self, self._prompt_tokens(prompt), max_tokens, continues=continued)
 
     # The pieces of a generation.
 
-    def prefill(self, prompt: str | Sequence[int] | Int[Array, "T"], *, max_tokens: int = 0) -> TextState:
+    def prefill(
+        self,
+        prompt: str | Sequence[int] | Int[Array, "T"],
+        length: Int[ArrayLike, ""] | None = None,
+        *,
+        max_tokens: int = 0,
+    ) -> TextState:
         """Read a prompt.
 
         Args:
-            prompt: a text, or its tokens.
+            prompt: a text, or its tokens; they may be traced, drawn in the program too.
+            length: how many of the tokens count, traced or not; the others are padding, which nothing attends to. None
+                is all.
             max_tokens: how many tokens to make room for at once, static. `ppl.scan` makes room for its iterations, and
-                `extend` outside of loops for a few more whenever there is none, so this is seldom needed.
+                `extend` for a few more whenever there is none, so this is seldom needed.
 
         Returns:
             The state after the prompt, with `max_tokens` slots. Prompts of the same bucket (16, 32, 64, ... tokens)
-            differ in arrays alone, so that a program traced with one runs with the other.
+            differ in arrays alone, so that a program traced with one runs with the other. A traced `length` outside of
+            [1, T] gives NaN, which is an invalid weight where it counts.
 
         Raises:
+            TypeError: `length` with a text, or tokens that are not integers.
             ValueError: the prompt is empty, prompt and `max_tokens` exceed the context, or `max_tokens` is negative.
         """
         if max_tokens < 0:
             raise ValueError(f"`max_tokens` must be at least 0, got {max_tokens}.")
-        tokens = self._prompt_tokens(prompt)
-        padded, length = self._pad(tokens)
-        keys, values, hidden = self._prefill(self._weights, padded, length)
+        padded, count, known = self._prompt_array(prompt, length)
+        keys, values, hidden = self._prefill(self._weights, padded, count)
         c = self.config
         room = (c.num_layers, 0, c.num_kv_heads, c.head_dim)
         state = TextState(
             prompt_keys=keys,
             prompt_values=values,
-            prompt_length=length[0],
+            prompt_length=count[0],
             keys=jnp.zeros(room, self.dtype),
             values=jnp.zeros(room, self.dtype),
             valid=jnp.zeros(0, bool),
             cursor=jnp.zeros(1, jnp.int32)[0],
-            position=length[0],
+            position=count[0],
             hidden=hidden,
             context_length=self.context_length,
+            room=Room(prompt=known),
         )
-        if len(tokens) + max_tokens > self.context_length:
+        if (known or 1) + max_tokens > self.context_length:
             raise ValueError(
-                f"a prompt of {len(tokens)} tokens and `max_tokens` = {max_tokens} do not fit the model's context of "
+                f"a prompt of {known or 1} tokens and `max_tokens` = {max_tokens} do not fit the model's context of "
                 f"{self.context_length} tokens."
             )
         return state.reserve(max_tokens)
@@ -284,6 +367,9 @@ class LanguageModel:
     def extend(self, state: TextState, token: Int[ArrayLike, ""]) -> TextState:
         """Read one more token.
 
+        The state that is given stays as it is, so that a text may branch: extend it twice and there are two texts, each
+        with room of its own, inside of loops too. A branch costs a copy of what its text has after the prompt.
+
         Args:
             state: a text so far.
             token: the token, in [0, V).
@@ -292,13 +378,22 @@ class LanguageModel:
             The state after it; the prompt's leaves are the same objects.
 
         Raises:
-            ValueError: the context of the model is full.
+            TypeError: `token` is not an integer.
+            ValueError: `token` is not one token, or not in the vocabulary, or the context of the model is full: inside
+                of a `ppl.scan` it must have room in the last iteration.
         """
-        if state.used is None and state.free == 0:
-            state = state.reserve(min(_GROWTH, max(state.room_in_context, 1)))
-        counted = {"free": state.free - 1} if state.used is None else {"used": state.used + 1}
-        plain = dataclasses.replace(state, free=0, used=None)  # what is counted is no part of the compiled step
-        keys, values, valid, hidden = self._extend(self._weights, plain, jnp.asarray(token, jnp.int32))
+        token = _one_token(token, self.vocab_size)
+        if state.free == 0:
+            if state.room_in_context < 1:
+                raise NoRoom(f"lm.extend: {state.full(1)}")
+            state = state.reserve(min(_GROWTH, state.room_in_context))
+        elif not _traced(state.cursor) and int(np.asarray(state.cursor).max()) >= state.slots:
+            raise ValueError(
+                f"lm.extend: all {state.slots} slots of this state are written, though its room says {state.free} are "
+                "free: a loop ran longer than it was entered for. ppl.scan makes room for its iterations."
+            )
+        plain = dataclasses.replace(state, room=Room())  # what is known of the room is no part of the compiled step
+        keys, values, valid, hidden = self._extend(self._weights, plain, token)
         return dataclasses.replace(
             state,
             keys=keys,
@@ -307,7 +402,7 @@ class LanguageModel:
             hidden=hidden,
             cursor=state.cursor + 1,
             position=state.position + 1,
-            **counted,
+            room=dataclasses.replace(state.room, free=state.free - 1),
         )
 
     def log_prob(self, prompt: str, continuation: str) -> float:
@@ -319,7 +414,9 @@ class LanguageModel:
 
         Returns:
             Natural logarithm of `prod_t p(x_t | prompt, x_<t)` over the tokens of `continuation`, each string being
-            tokenised on its own.
+            tokenised on its own, the continuation as it stands: a tokenizer's space before a text is left out. Those
+            are the tokens that follow the prompt in the joined string, except where one token would span the cut
+            ("new", "s" of "news"): then its two parts are scored as they are cut.
 
         Raises:
             ValueError: the prompt is empty, or both together are longer than the context.
@@ -340,33 +437,79 @@ class LanguageModel:
         """
         return self._forward(self._weights, jnp.asarray(tokens, jnp.int32))
 
+    def _prompt_array(self, prompt: Any, length: Any) -> tuple[Int[Array, "S"], Int[Array, "1"], int | None]:
+        """A prompt in its bucket, how many tokens it has, and the same number where it is known while tracing."""
+        if length is None and not _traced(prompt):
+            tokens = self._prompt_tokens(prompt)
+            return *self._pad(tokens), len(tokens)
+        if isinstance(prompt, str):
+            raise TypeError("`length` says how many tokens of an array count; a text has all of its own.")
+        tokens = jnp.asarray(prompt)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"`prompt` must hold tokens, which are integers; got {tokens.dtype}.")
+        if tokens.ndim != 1 or tokens.shape[0] == 0:
+            raise ValueError(
+                f"`prompt` must be one text's tokens, of shape (T,) with T at least 1, got {tokens.shape}; "
+                "read many texts by jax.vmap."
+            )
+        count = jnp.asarray(tokens.shape[0] if length is None else length)
+        if count.shape != () or not jnp.issubdtype(count.dtype, jnp.integer):
+            raise TypeError(f"`length` must be one integer, got {count.dtype} of shape {count.shape}.")
+        known = None if _traced(length) else tokens.shape[0] if length is None else int(length)
+        if known is not None and not 1 <= known <= tokens.shape[0]:
+            raise ValueError(f"`length` must be in [1, {tokens.shape[0]}], the number of tokens given; got {known}.")
+        if known is not None and not _traced(prompt):
+            return *self._pad(self._prompt_tokens(np.asarray(prompt)[:known])), known
+        if known is not None:
+            tokens = tokens[:known]
+        bucket = self._bucket(tokens.shape[0], "`prompt` has")
+        padded = jnp.zeros(bucket, jnp.int32).at[: tokens.shape[0]].set(tokens.astype(jnp.int32))
+        count = jnp.where(count <= tokens.shape[0], count, 0) if known is None else count
+        return padded, count.astype(jnp.int32)[None], known
+
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        tokens = self.encode(prompt, start=True) if isinstance(prompt, str) else np.asarray(prompt).tolist()
-        if not tokens:
-            start = self.config.bos_token
-            hint = "" if start is None else f", for instance the one that starts a document: [{start}]"
-            raise ValueError(f"`prompt` is empty: give at least one token{hint}.")
-        outside = [token for token in tokens if not 0 <= token < self.vocab_size]
-        if outside:
-            raise ValueError(f"`prompt` has tokens outside of [0, {self.vocab_size}): {outside[:4]}.")
-        return tokens
+        encode = functools.partial(self.encode, start=True)
+        return prompt_tokens(prompt, encode, self.vocab_size, self.config.bos_token)
 
     def _pad(self, tokens: list[int], what: str = "`prompt` has") -> tuple[Int[Array, "S"], Int[Array, "1"]]:
         """The tokens in the next bucket, and how many they are, as arrays of rank 1."""
-        if len(tokens) > self.context_length:
-            raise ValueError(f"{what} {len(tokens)} tokens; the model's context holds {self.context_length}.")
-        bucket = _SMALLEST_BUCKET
-        while bucket < len(tokens):
-            bucket *= 2
-        padded = np.zeros(min(bucket, self.context_length), np.int32)
+        padded = np.zeros(self._bucket(len(tokens), what), np.int32)
         padded[: len(tokens)] = tokens
         return jnp.asarray(padded), jnp.asarray(np.array([len(tokens)], np.int32))
+
+    def _bucket(self, length: int, what: str) -> int:
+        if length > self.context_length:
+            raise ValueError(f"{what} {length} tokens; the model's context holds {self.context_length}.")
+        bucket = _SMALLEST_BUCKET
+        while bucket < length:
+            bucket *= 2
+        return min(bucket, self.context_length)
+
+
+def _traced(value: Any) -> bool:
+    """Whether a value, or a part of it, is known only when a program runs."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def _one_token(token: Any, vocab_size: int) -> Int[Array, ""]:
+    """One token as an int32 array."""
+    given = token if _traced(token) else np.asarray(token)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"lm.extend: `token` must be an integer, got {given.dtype}.")
+    if given.shape != ():
+        raise ValueError(
+            f"lm.extend: `token` must be one token, of shape (), got shape {given.shape}; read several one after the "
+            "other: ppl.scan(lambda state, token: (lm.extend(state, token), None), state, tokens)."
+        )
+    if not _traced(given) and not 0 <= int(given) < vocab_size:
+        raise ValueError(f"lm.extend: `token` must be in [0, {vocab_size}), got {int(given)}.")
+    return jnp.asarray(given, jnp.int32)
 
 
 def _prefill(decoder: Decoder, tokens: Int[Array, "S"], length: Int[Array, "1"]):
     hidden, keys, values = decoder.forward(tokens)
     last = jax.lax.dynamic_index_in_dim(hidden, length[0] - 1, keepdims=False)
-    return keys, values, last
+    return keys, values, jnp.where(length[0] >= 1, last, jnp.nan)  # a traced length may be anything
 
 
 def _log_probs(

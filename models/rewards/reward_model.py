@@ -39,6 +39,7 @@ from ppl.models.language.checkpoints import (
     read_tokenizer,
 )
 from ppl.models.language.config import DecoderConfig
+from ppl.models.language.continuations import continuing
 from ppl.models.language.decoder import Decoder, Linear
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 
@@ -351,7 +352,7 @@ def _read_head(tensors: Tensors, width: int, outputs: int, layers: int) -> Score
 def _separator_token(tokenizer: Any, separator: str | int) -> int:
     if isinstance(separator, int):
         return separator
-    tokens = tokenizer.encode(separator, add_special_tokens=False)
+    tokens = continuing(tokenizer).encode(separator, add_special_tokens=False)  # it stands inside of a text
     if len(tokens) != 1:
         raise ValueError(
             f"`separator` = {separator!r} must be one token of the model's tokenizer, got {len(tokens)}: {tokens}."

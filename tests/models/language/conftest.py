@@ -20,8 +20,8 @@ TINY = ("llama2", "llama3", "llama_linear", "llama_tied", "qwen2", "qwen3", "gpt
 
 
 def advance(lm, state, token):
-    """Read a token inside a loop that was entered with `state.enter_loop(...)`, as `ppl.scan` does it."""
-    return lm.extend(state, token).end_iteration()[0]
+    """Read a token inside a loop that was entered with `state.enter_loop(1, ...)`, as `ppl.scan` does it."""
+    return lm.extend(state, token).end_iteration(state)[0]
 
 
 def spread(state, particles):

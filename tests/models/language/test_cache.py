@@ -45,7 +45,7 @@ def test_number_of_slots_does_not_change_the_logits(tiny, expected):
 @pytest.mark.parametrize("name", ["llama3", "gpt2"])
 def test_particles_share_the_prompt_and_go_their_own_way_under_vmap(tiny, expected, name):
     lm, prompt = tiny(name), prompt_of(expected, name)
-    state = lm.prefill(prompt).enter_loop(6)
+    state = lm.prefill(prompt).enter_loop(1, 6)
     axes = state.particle_axes()
     texts = jax.random.randint(jax.random.key(0), (5, 6), 3, 128)
     population = spread(state, 5)
@@ -115,12 +115,13 @@ def test_extend_makes_room_outside_of_loops_until_the_context_is_full(tiny):
         lm.extend(state, 3)
 
 
-def test_extend_gives_nan_where_a_loop_made_too_little_room(tiny):
+def test_reading_more_than_a_loop_was_entered_for_is_refused_and_never_kept(tiny):
     lm = tiny("llama3")
-    state = lm.prefill([3] * 5).enter_loop(1)
-    state = advance(lm, state, 3)
+    state = advance(lm, lm.prefill([3] * 5).enter_loop(1, 1), 3)
     assert bool(jnp.isfinite(state.hidden).all())
-    assert bool(jnp.isnan(advance(lm, state, 3).hidden).all())
+    with pytest.raises(ValueError, match="lm.extend: all 1 slots of this state are written"):
+        advance(lm, state, 3)
+    assert bool(jnp.isnan(jax.jit(lambda state: advance(lm, state, 3).hidden)(state)).all())  # an invalid weight
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_write_slot_means_the_same_under_vmap(batched):
 def test_decoding_loop_copies_no_cache_and_no_weights(tiny, expected):
     """The compiled loop of a population writes its caches in place; the kernels are read where they are."""
     lm, population = tiny("llama2"), 6
-    state = lm.prefill(prompt_of(expected)).enter_loop(40)
+    state = lm.prefill(prompt_of(expected)).enter_loop(1, 40)
     axes = state.particle_axes()
     graph, weights = nnx.split(tiny("llama2").decoder)
 

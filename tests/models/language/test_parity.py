@@ -95,7 +95,7 @@ def test_smollm2_logits_and_greedy_continuation_match_torch(smollm2, record, gre
     logits = np.asarray(smollm2.next_token(state).logits)
     np.testing.assert_allclose(logits[prompt["best"]], prompt["best_logits"], atol=2e-3)
     np.testing.assert_allclose(logits[::97], prompt["every_97th"], atol=2e-3)
-    assert greedy(state.enter_loop(24)).tolist() == prompt["greedy"]
+    assert greedy(state.enter_loop(1, 24)).tolist() == prompt["greedy"]
 
 
 @pytest.mark.weights

@@ -472,7 +472,9 @@ def read_tokenizer(folder: Path) -> Any:
     name = "tokenizer_config.json"
     custom = read_json(folder, name).get("auto_map") if (folder / name).exists() else None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a")["input_ids"])  # what cannot work is said here, not at the first prompt
+        return tokenizer
     except Exception as error:  # transformers and the tokenizers library raise what they trip over first
         if custom:
             raise ValueError(

@@ -117,9 +117,10 @@ class Mixture(Process):
 
         return jax.tree.map(average, *(process.running(s, path, step) for process, s in pairs))
 
-    def texts(self, value) -> list[str] | None:
-        """Return the values' texts."""
-        return self.first.texts(value)
+    @property
+    def texts(self):
+        """The function that reads values with a leading particle axis."""
+        return self.first.texts
 
     @property
     def writes_text(self) -> bool:

@@ -15,6 +15,7 @@ import functools
 import inspect
 import keyword
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,6 +91,10 @@ class Model:
         call.apply_defaults()
         return Program(self.function, call.args, call.kwargs)
 
+    def __reduce__(self):
+        """Pickle by name, as functions are; a model without one by its function."""
+        return self.__qualname__ if _named(self.function) is self else (Model, (self.function,))
+
     def __get__(self, instance, owner=None):
         """Bind a model that is a method."""
         return self if instance is None else Model(functools.partial(self.function, instance))
@@ -118,6 +123,11 @@ class Program:
     decode: Callable[[Any], list[str]] | None = None
     target: Any = None
 
+    def __reduce__(self):
+        """Pickle by the model's name: its function alone has none, since the model stands in its place."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _program, (_by_name(self.function), {n: v for n, v in fields.items() if n != "function"})
+
     @property
     def name(self) -> str:
         """The model function's name."""
@@ -137,6 +147,32 @@ class Program:
     def __repr__(self) -> str:
         given = f", given {sorted(self.conditions)}" if self.conditions else ""
         return f"<ppl.Program {self.name}{given}>"
+
+
+def _named(function: Callable) -> Any:
+    """Return what a function's module holds by its name."""
+    found = sys.modules.get(getattr(function, "__module__", None) or "")
+    for name in getattr(function, "__qualname__", "<none>").split("."):
+        found = vars(found).get(name) if hasattr(found, "__dict__") else None
+    return found
+
+
+def _by_name(function: Any) -> Any:
+    """Return what stands for a model's function in a pickle: the model of that name, whose function it is."""
+    if isinstance(function, functools.partial):
+        return functools.partial(_by_name(function.func), *function.args, **function.keywords)
+    found = _named(function)
+    return found if isinstance(found, Model) and found.function is function else function
+
+
+def _of_name(function: Any) -> Any:
+    if isinstance(function, functools.partial):
+        return functools.partial(_of_name(function.func), *function.args, **function.keywords)
+    return function.function if isinstance(function, Model) else function
+
+
+def _program(function: Any, fields: dict[str, Any]) -> Program:
+    return Program(_of_name(function), **fields)
 
 
 @dataclasses.dataclass(frozen=True)

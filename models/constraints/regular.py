@@ -80,6 +80,9 @@ def _automaton_of(pattern: str) -> ByteAutomaton:
 class Regex(Constraint):
     r"""The texts that a regular expression matches as a whole, as `re.fullmatch` has it.
 
+    What a language model writes ends by an end token within the budget, or fills the budget: which of several matches
+    is how likely depends on `max_tokens`, as `Choice` says.
+
     Attributes:
         pattern: in the syntax of Python's `re`. Look-around, back-references, possessive and atomic groups cannot be
             had, nor anchors but at the edges, where they change nothing. Patterns such as `[ab]*a[ab]{20}`, which must
@@ -118,6 +121,12 @@ class Regex(Constraint):
 @dataclasses.dataclass(frozen=True)
 class Choice(Constraint):
     """One of some strings.
+
+    As a condition on what a language model writes it is a choice among whole texts. A text ends by an end token within
+    the budget, or fills the budget, so that the odds of the strings depend on `max_tokens`: a string that fills it is
+    not asked to end. What the strings are worth as continuations, whatever follows them, is `lm.log_prob(prompt,
+    string)` of each; to compare them as whole texts give a budget of one token more than the longest has, and
+    `constrain(choice, require_end=True)`.
 
     Attributes:
         strings: the texts, at least one; a tuple after construction.

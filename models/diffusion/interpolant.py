@@ -22,6 +22,7 @@ Source: Lipman et al. 2024 (arXiv 2412.06264), section 4.6.1; Kim et al. 2025 (a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -72,9 +73,17 @@ def converted(denoise: Callable[..., Any], of: Schedule, to: Schedule) -> Callab
     for name, schedule in (("of", of), ("to", to)):
         if not isinstance(schedule, Schedule):
             raise TypeError(f"`{name}` must be a Schedule, got {schedule!r} ({type(schedule).__name__}).")
+    return _Converted(denoise, of, to)
 
-    def denoise_converted(x, t, **conditions):
-        there, scale = corresponding(of, to, t)
-        return denoise(x * scale, there, **conditions)
 
-    return denoise_converted
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Converted:
+    """The denoiser (2)."""
+
+    denoise: Callable[..., Any]
+    of: Schedule
+    to: Schedule
+
+    def __call__(self, x, t, **conditions):
+        there, scale = corresponding(self.of, self.to, t)
+        return self.denoise(x * scale, there, **conditions)

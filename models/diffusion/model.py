@@ -10,6 +10,7 @@ the score of the noisy data is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import numbers
@@ -67,7 +68,7 @@ class Diffusion:
         if log_density is not None and not callable(log_density):
             raise TypeError(f"`log_density` must be a function of (x, t), got {type(log_density).__name__}.")
         if denoiser is None and log_density is not None:
-            denoiser, predicts = jax.grad(log_density), "score"
+            denoiser, predicts = _Gradient(log_density), "score"
         if not callable(denoiser):
             raise TypeError(f"`denoiser` must be a function of (x, t), got {type(denoiser).__name__}.")
         if not isinstance(schedule, Schedule):
@@ -216,6 +217,16 @@ class Diffusion:
     def __repr__(self) -> str:
         given = "".join(f", {name}={value}" for name, value in self.conditions.items())
         return f"<{type(self).__name__} of {self.shape}{given}>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gradient:
+    """The gradient of a log-density in x."""
+
+    log_density: Callable
+
+    def __call__(self, x, t, **conditions):
+        return jax.grad(self.log_density)(x, t, **conditions)
 
 
 def _as_arrays(conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ their meaning; (1) Karras et al. 2022 (arXiv 2206.00364), eq. 7.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -120,19 +121,49 @@ def network_denoiser(
     settings, name = _load(config)
     schedule, _ = read_scheduler(settings, image_tokens=image_tokens)
     if _is_flow(settings, name):
-        steps = _steps(settings, name)
-        return lambda x, t, **conditions: network(x, steps * schedule.sigma(t), **conditions)
+        return _ByNoise(network, schedule, _steps(settings, name))
     if isinstance(schedule, Tabulated):
-        return lambda x, t, **conditions: network(x, schedule.step(t), **conditions)
-    scale, sign = _preconditioning(settings, name)
+        return _ByStep(network, schedule)
+    return _Preconditioned(network, schedule, *_preconditioning(settings, name))
 
-    def denoise(x, t, **conditions):
-        sigma = jnp.asarray(schedule.sigma(t), x.dtype)
-        norm = jnp.hypot(sigma, scale)
-        output = network(x / norm, jnp.log(sigma) / 4, **conditions)
-        return (scale / norm) ** 2 * x + sign * sigma * scale / norm * output  # (1)
 
-    return denoise
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ByNoise:
+    """A network that is given its steps' number times the noise level."""
+
+    network: Callable[..., Any]
+    schedule: Schedule
+    steps: float
+
+    def __call__(self, x, t, **conditions):
+        return self.network(x, self.steps * self.schedule.sigma(t), **conditions)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ByStep:
+    """A network that is given the step's number."""
+
+    network: Callable[..., Any]
+    schedule: Schedule
+
+    def __call__(self, x, t, **conditions):
+        return self.network(x, self.schedule.step(t), **conditions)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Preconditioned:
+    """The denoised value (1) of a network that is given log(sigma) / 4."""
+
+    network: Callable[..., Any]
+    schedule: Schedule
+    scale: float
+    sign: float
+
+    def __call__(self, x, t, **conditions):
+        sigma = jnp.asarray(self.schedule.sigma(t), x.dtype)
+        norm = jnp.hypot(sigma, self.scale)
+        output = self.network(x / norm, jnp.log(sigma) / 4, **conditions)
+        return (self.scale / norm) ** 2 * x + self.sign * sigma * self.scale / norm * output  # (1)
 
 
 def _load(config: Any) -> tuple[dict[str, Any], str]:

@@ -92,8 +92,8 @@ class Completion(Process):
 
     @property
     def texts(self):
-        """The function that reads values with a leading particle axis; the language model's, whatever the prompt."""
-        return self.lm.read_on if self.continues else self.lm.read
+        """The function that reads values with a leading particle axis; the same for all prompts."""
+        return self.lm.continuing_reader if self.continues else self.lm.reader
 
     def running(self, state, path, step) -> dict[str, Any]:
         """Return the text so far like a value, and the network's last hidden state, `(width,)`."""

@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ppl.control_flow import NoRoom
+from ppl.models.compiled import Compiled
 from ppl.models.language.cache import Room, TextState
 from ppl.models.language.checkpoints import generation_end_tokens, locate, read_folder
 from ppl.models.language.completion import Completion
@@ -32,6 +33,7 @@ from ppl.models.language.continuations import continuing
 from ppl.models.language.decoder import Decoder
 from ppl.models.language.next_token import NextToken
 from ppl.models.language.prompts import prompt_tokens, render_conversation, start_tokens
+from ppl.models.language.reading import Reader
 
 __all__ = ["LanguageModel"]
 
@@ -40,8 +42,11 @@ _GROWTH = 16  # slots that `extend` adds when it finds none, outside of loops
 _HEAD_ROWS = 64  # rows of logits that `log_prob` holds at a time
 
 
-class LanguageModel:
+class LanguageModel(Compiled):
     """A decoder-only transformer with its tokenizer.
+
+    It pickles with its weights, as arrays: what is unpickled is the same model, whatever became of its files. Results
+    hold no network: the posterior of a text pickles with the tokenizer alone.
 
     Attributes:
         tokenizer: the `transformers` tokenizer.
@@ -74,7 +79,9 @@ class LanguageModel:
         self.padding_token = self.end_tokens[0] if self.end_tokens else 0
         self._graph, self._weights = nnx.split(decoder)
         self.dtype = decoder.embedding.dtype
+        self._compile()
 
+    def _compile(self) -> None:
         def compiled(function: Callable) -> Callable:
             # One compiled function for each, the weights its first argument. Tracing is cached with it, so that the
             # blocks of a deep network are traced once and not in every program that calls it.
@@ -209,19 +216,22 @@ class LanguageModel:
             return [self.decode(row, length=count, start=start) for row, count in zip(array, lengths, strict=True)]
         if array.ndim != 1:
             raise ValueError(f"`tokens` must have shape (T,) or (N, T), got {array.shape}.")
-        array = array[: None if length is None else int(length)]
-        ends = np.flatnonzero(np.isin(array, self.end_tokens))
-        kept = array[: ends[0]] if ends.size else array
-        tokenizer = self.tokenizer if start else self._continuing
-        return tokenizer.decode(kept.tolist(), skip_special_tokens=False)
+        reader = self.reader if start else self.continuing_reader
+        return reader.text(array, None if length is None else int(length))
 
     def read(self, value: Mapping[str, ArrayLike]) -> list[str]:
         """The texts of a chat's values, `{"tokens": int32[N, T], "length": int32[N]}`; each is a text of its own."""
-        return self.decode(value["tokens"], length=value["length"])
+        return self.reader(value)
 
-    def read_on(self, value: Mapping[str, ArrayLike]) -> list[str]:
-        """The texts of a completion's values, `{"tokens": int32[N, T], "length": int32[N]}`; they follow its prompt."""
-        return self.decode(value["tokens"], length=value["length"], start=False)
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """What reads values whose texts begin anew, as a chat's answers do."""
+        return Reader(self.tokenizer, self.end_tokens)
+
+    @functools.cached_property
+    def continuing_reader(self) -> Reader:
+        """What reads values whose texts go on from a prompt, as a completion's do."""
+        return Reader(self._continuing, self.end_tokens)
 
     def is_end(self, token: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether a token is one of the end tokens."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import generation_end_tokens, locate, read_folder, read_json
 from ppl.models.language.decoder import Decoder
 
@@ -27,7 +28,7 @@ __all__ = ["DecoderDenoiser", "load_masked"]
 _LLADA_MASK = 126336  # of the released models, whose first configurations do not say
 
 
-class DecoderDenoiser:
+class DecoderDenoiser(Compiled):
     """A decoder that reads both ways, compiled once whatever program calls it."""
 
     def __init__(self, decoder: Decoder):
@@ -41,10 +42,12 @@ class DecoderDenoiser:
                 f"`decoder` reads from left to right ({decoder.config.architecture}); it must read both ways."
             )
         self.config = decoder.config
-        graph, self._weights = nnx.split(decoder)
+        self._graph, self._weights = nnx.split(decoder)
+        self._compile()
 
+    def _compile(self) -> None:
         def logits(weights, tokens):
-            network = nnx.merge(graph, weights)
+            network = nnx.merge(self._graph, weights)
             return network.logits(network.forward(tokens)[0])
 
         self._logits = jax.jit(logits)
@@ -77,5 +80,5 @@ def load_masked(kind: type[MaskedDiffusion], source: str | Path, length: int, dt
     if length > config.context_length:
         raise ValueError(f"`length` must be at most the model's context of {config.context_length}, got {length}.")
     own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    ends = dict.fromkeys((*config.end_tokens, *generation_end_tokens(path), *own))
+    ends = dict.fromkeys((*config.end_tokens, *generation_end_tokens(path, config.vocab_size), *own))
     return kind(DecoderDenoiser(decoder), length, config.vocab_size, mask, tokenizer=tokenizer, end_tokens=tuple(ends))

@@ -9,6 +9,8 @@ Source: Sahoo et al. (2024), arXiv 2406.07524; Shi et al. (2024), arXiv 2406.043
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ppl.models.language.continuations import continuing
+from ppl.models.language.reading import Reader
 from ppl.models.masked.policies import Blocks, Policy, resolve
 from ppl.models.masked.process import Unmasking
 from ppl.models.masked.schedule import Remasking, plan
@@ -80,6 +84,7 @@ class MaskedDiffusion:
         )  # fmt: skip
         self.tokenizer, self.end_tokens = tokenizer, tuple(end_tokens)
         self.conditions = dict(conditions or {})
+        self._continues = False  # whether texts go on from a prompt
 
     @classmethod
     def load(cls, source: str | Path, *, length: int, dtype: Any = None) -> MaskedDiffusion:
@@ -111,13 +116,7 @@ class MaskedDiffusion:
         Raises:
             ValueError: a text without a tokenizer, or tokens outside of the vocabulary.
         """
-        tokens = _prompt_tokens(self, prompt)
-        denoiser = self.denoiser
-
-        def continued(x, **conditions):
-            return denoiser(jnp.concatenate([jnp.asarray(tokens), x]), **conditions)[tokens.size :]
-
-        return self._with(denoiser=continued)
+        return self._with(denoiser=_After(self.denoiser, _prompt_tokens(self, prompt)), continues=True)
 
     def log_probs(self, tokens: Int[Array, " L"]) -> Float[Array, "L V"]:
         """Return log mu(. | tokens) at every position, float32; those at unmasked positions mean nothing.
@@ -176,21 +175,24 @@ class MaskedDiffusion:
 
     def decode(self, tokens: ArrayLike) -> str:
         """Return the text of one sequence of tokens, up to the first end token; masks are left out."""
-        array = np.asarray(tokens)
-        ends = np.flatnonzero(np.isin(array, self.end_tokens))
-        kept = array[: ends[0]] if ends.size else array
-        return self.tokenizer.decode(kept[kept != self.mask_token].tolist(), skip_special_tokens=False)
+        return self.reader.text(tokens)
 
     def read(self, value: Mapping[str, ArrayLike]) -> list[str]:
         """Return the texts of values with a leading particle axis."""
-        return [self.decode(tokens) for tokens in np.asarray(value["tokens"])]
+        return self.reader(value)
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """What reads values with a leading particle axis; texts after a prompt go on from it."""
+        tokenizer = continuing(self.tokenizer) if self._continues else self.tokenizer
+        return Reader(tokenizer, self.end_tokens, (self.mask_token,))
 
     def __repr__(self) -> str:
         return f"MaskedDiffusion({self.length} tokens over {self.vocabulary_size}, mask {self.mask_token})"
 
     def _with(self, **changes: Any) -> MaskedDiffusion:
-        settings = dict(denoiser=self.denoiser, conditions=self.conditions) | changes
-        return MaskedDiffusion(
+        settings = dict(denoiser=self.denoiser, conditions=self.conditions, continues=self._continues) | changes
+        model = MaskedDiffusion(
             settings["denoiser"],
             self.length,
             self.vocabulary_size,
@@ -199,6 +201,19 @@ class MaskedDiffusion:
             end_tokens=self.end_tokens,
             conditions=settings["conditions"],
         )
+        model._continues = settings["continues"]
+        return model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _After:
+    """A denoiser that sees a prompt before its own tokens."""
+
+    denoiser: Callable
+    prompt: np.ndarray
+
+    def __call__(self, x, **conditions):
+        return self.denoiser(jnp.concatenate([jnp.asarray(self.prompt), x]), **conditions)[self.prompt.size :]
 
 
 def _prompt_tokens(model: MaskedDiffusion, prompt: str | Sequence[int]) -> np.ndarray:

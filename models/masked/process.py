@@ -82,7 +82,7 @@ class Unmasking(Process):
     @property
     def texts(self):
         """The function that reads values with a leading particle axis; of models without a tokenizer none."""
-        return super().texts if self.model.tokenizer is None else self.model.read
+        return super().texts if self.model.tokenizer is None else self.model.reader
 
     @property
     def writes_text(self) -> bool:

@@ -86,12 +86,20 @@ class _Map:
             TypeError: not a list of strings.
             ValueError: an empty list.
         """
-        known = jnp.asarray(self._encoder.encode(check_texts(references, "references")))
+        return _Similarity(self, jnp.asarray(self._encoder.encode(check_texts(references, "references"))), size)
 
-        def similarity(tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""]) -> Float[Array, ""]:
-            return jnp.max(known @ self._encoder.embed(*self(tokens, length, size=size)))
 
-        return similarity
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Similarity:
+    """The largest cosine between one text, given by its tokens, and the reference vectors."""
+
+    retokenizer: _Map
+    known: Float[Array, "R E"]
+    size: int | None
+
+    def __call__(self, tokens: Int[ArrayLike, "T"], length: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        pieces = self.retokenizer(tokens, length, size=self.size)
+        return jnp.max(self.known @ self.retokenizer._encoder.embed(*pieces))
 
 
 class Retokenizer(_Map):

@@ -28,11 +28,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import (
     NAMES_LLAMA,
     REDUNDANT,
     Tensors,
     build_decoder,
+    check_vocabulary,
     locate,
     open_safetensors,
     read_json,
@@ -79,7 +81,7 @@ class ScoreHead(nnx.Module):
         return x
 
 
-class RewardModel:
+class RewardModel(Compiled):
     """A reward model with its tokenizer.
 
     Attributes:
@@ -133,6 +135,10 @@ class RewardModel:
         self.separator, self.aggregation = separator, aggregation if self.is_process else None
         self.dtype = decoder.embedding.dtype
         self._graph, self._weights = nnx.split((decoder, head))
+        self._compile()
+
+    def _compile(self) -> None:
+        separator, aggregation = self.separator, self.aggregation
 
         def merged(function: Any) -> Any:
             return lambda weights, *arguments: function(*nnx.merge(self._graph, weights), *arguments)
@@ -186,8 +192,10 @@ class RewardModel:
             )
         settings = read_json(folder, "config.json")
         layers, outputs = _head_shape(settings)
-        config = DecoderConfig.from_hf(settings | {"tie_word_embeddings": True})  # there is no head of words
+        settings |= {"tie_word_embeddings": True}  # there is no head of words
+        config = DecoderConfig.from_hf(settings, str(folder / "config.json"))
         tokenizer = read_tokenizer(folder)
+        check_vocabulary(tokenizer, config.vocab_size, str(folder))
         tensors = open_safetensors(folder, prefix="")
         head = _read_head(tensors, config.hidden_size, outputs, layers)
         decoder = build_decoder(

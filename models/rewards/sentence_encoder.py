@@ -15,6 +15,7 @@ The model is that of Wang et al. 2020 (MiniLM, arXiv 2002.10957), trained for se
 (arXiv 1908.10084) propose; its network is in `encoder.py`.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tokenizers import Tokenizer
 
+from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import locate, open_safetensors, read_json
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 from ppl.models.rewards.encoder import Encoder, EncoderConfig, build_encoder
@@ -40,7 +42,7 @@ __all__ = ["SentenceEncoder"]
 _FETCHED = "all-MiniLM-L6-v2"
 
 
-class SentenceEncoder:
+class SentenceEncoder(Compiled):
     """A BERT encoder with its tokenizer: mean over the pieces, scaled to length 1.
 
     Attributes:
@@ -76,7 +78,9 @@ class SentenceEncoder:
         self.start_token, self.end_token = markers
         self._graph, self._weights = nnx.split(encoder)
         self.dtype = encoder.words.dtype
+        self._compile()
 
+    def _compile(self) -> None:
         def embed(weights: Any, tokens: Array, length: Array) -> Array:
             return nnx.merge(self._graph, weights)(tokens, length)
 
@@ -106,7 +110,7 @@ class SentenceEncoder:
                 f"`source` = {str(source)!r} is a file; accepted are a folder with config.json, model.safetensors and "
                 "tokenizer.json, and a hub id."
             )
-        config = EncoderConfig.from_hf(read_json(folder, "config.json"))
+        config = EncoderConfig.from_hf(read_json(folder, "config.json"), str(folder / "config.json"))
         _check_pooling(folder)
         if not (folder / "tokenizer.json").exists():
             raise FileNotFoundError(f"{folder} has no tokenizer.json; tokenizers are read from that file alone.")
@@ -196,12 +200,7 @@ class SentenceEncoder:
             TypeError: not a list of strings.
             ValueError: an empty list.
         """
-        known = self.encode(check_texts(references, "references"))
-
-        def similarity(texts: Sequence[str]) -> Float[np.ndarray, "N"]:
-            return np.max(self.encode(texts) @ known.T, axis=1)
-
-        return similarity
+        return _Similarity(self, self.encode(check_texts(references, "references")))
 
     def retokenizer(self, lm: "LanguageModel") -> "Retokenizer":
         """The map from a language model's tokens to this encoder's pieces, exact, by way of the text on the host.
@@ -229,6 +228,17 @@ class SentenceEncoder:
         from ppl.models.rewards.retokenizer import ApproximateRetokenizer
 
         return ApproximateRetokenizer(self, lm, max_pieces=max_pieces)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Similarity:
+    """The largest cosine between each text and the reference vectors."""
+
+    encoder: SentenceEncoder
+    known: Float[np.ndarray, "R E"]
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "N"]:
+        return np.max(self.encoder.encode(texts) @ self.known.T, axis=1)
 
 
 def _fetched_folder() -> Path:

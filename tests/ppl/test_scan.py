@@ -336,30 +336,32 @@ def test_carry_leaf_handed_on_untouched_is_a_constant_of_the_loop():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Buffer:
-    """A list of numbers that grows outside of loops, and inside them fills room made before."""
+    """A list of numbers that grows where it is full, and has room inside of a loop for all that its carry is given."""
 
     entries: jax.Array
     count: jax.Array
-    used: int = dataclasses.field(default=0, metadata={"static": True})
-    in_loop: bool = dataclasses.field(default=False, metadata={"static": True})
+    free: int = dataclasses.field(default=0, metadata={"static": True})
 
     def push(self, x):
-        if not self.in_loop:
-            return Buffer(jnp.append(self.entries, x), self.count + 1)
-        return Buffer(self.entries.at[self.count].set(x), self.count + 1, self.used + 1, True)
+        full = self if self.free else self.resized(self.entries.size + 1, 1)
+        return Buffer(full.entries.at[full.count].set(x), full.count + 1, full.free - 1)
 
-    def enter_loop(self, slots):
-        room = jnp.zeros(0 if self.in_loop else slots)
-        return Buffer(jnp.concatenate([self.entries, room]), self.count, 0, True)
+    def resized(self, size, free):
+        entries = jnp.concatenate([self.entries, jnp.zeros(max(size - self.entries.size, 0))])[:size]
+        return Buffer(entries, self.count, free)
 
-    def end_iteration(self):
-        return Buffer(self.entries, self.count, 0, True), self.used
+    def enter_loop(self, count, length):
+        return self.resized(self.entries.size + count * length, self.free + count)
 
-    def exit_loop(self, outer, slots):
-        return Buffer(self.entries, self.count, outer.used + slots if outer.in_loop else 0, outer.in_loop)
+    def end_iteration(self, entered):
+        added = (self.entries.size - self.free) - (entered.entries.size - entered.free)
+        return self.resized(entered.entries.size, entered.free), max(added, 0)
+
+    def exit_loop(self, count, length):
+        return Buffer(self.entries, self.count, self.free - count)
 
     def scratch(self):
-        return Buffer(True, False, self.used, self.in_loop)
+        return Buffer(True, False, self.free)
 
 
 @pytest.mark.parametrize("pushes", [0, 1, 2])

@@ -95,6 +95,15 @@ def tiny(tiny_folder):
 
 
 @pytest.fixture(scope="session")
+def one_block(tiny) -> LanguageModel:
+    """The first block of a tiny network: laws of programs hold for any network."""
+    decoder = tiny("llama3").decoder
+    decoder.blocks = nnx.List(decoder.blocks[:1])
+    decoder.config = dataclasses.replace(decoder.config, num_layers=1)
+    return LanguageModel(decoder, tiny("llama3").tokenizer, end_tokens=tiny("llama3").end_tokens)
+
+
+@pytest.fixture(scope="session")
 def expected():
     """A function from a fixture's name to the recorded tokens and logits."""
     return lambda name: np.load(FIXTURES / name / "expected.npz")

@@ -1,16 +1,12 @@
 """Branches of a text's state: each reads on by itself, wherever it is made, and has room for what it reads."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import ppl
 from ppl.inference import SMC
-from ppl.models.language import LanguageModel
 from ppl.models.language.cache import Room
 
 START, TOKENS, QUESTION = [3, 4, 5], [5, 9, 30, 41], [10, 11, 12]
@@ -19,12 +15,8 @@ TOLERANCE = dict(rtol=2e-4, atol=2e-4)
 
 
 @pytest.fixture(scope="module")
-def lm(tiny):
-    """One block is enough: room is the same in all of them."""
-    decoder = tiny("llama3").decoder
-    decoder.blocks = nnx.List(decoder.blocks[:1])
-    decoder.config = dataclasses.replace(decoder.config, num_layers=1)
-    return LanguageModel(decoder, tiny("llama3").tokenizer)
+def lm(one_block):
+    return one_block
 
 
 def after(lm, *parts):

@@ -34,6 +34,8 @@ __all__ = [
     "REDUNDANT",
     "Tensors",
     "build_decoder",
+    "check_vocabulary",
+    "generation_end_tokens",
     "locate",
     "open_safetensors",
     "read_folder",
@@ -198,11 +200,6 @@ def read_folder(folder: Path, dtype: Any, *, causal: bool = True) -> tuple[Decod
     if config.causal != causal:
         reader = "LanguageModel" if config.causal else "MaskedDiffusion"
         raise ValueError(f"{folder} holds a {config.architecture} network; load it with ppl.models.{reader}.")
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(
-            f"{folder} has an adapter (adapter_config.json), which changes the weights; merge it into them first "
-            "(`merge_and_unload` of the package peft) and load the result."
-        )
     tokenizer = read_tokenizer(folder)
     check_vocabulary(tokenizer, config.vocab_size, str(folder))
     names = {"gpt2": _NAMES_GPT2, "llada": _NAMES_LLADA}.get(config.architecture, NAMES_LLAMA)
@@ -376,9 +373,14 @@ def open_safetensors(folder: Path, prefix: str) -> Tensors:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file that is damaged or lies outside of the folder, a name that stands twice, or, once it is read,
-            a tensor that is not of floating point.
+        ValueError: an adapter beside the weights, a file that is damaged or lies outside of the folder, a name that
+            stands twice, or, once it is read, a tensor that is not of floating point.
     """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} has an adapter (adapter_config.json), which changes the weights; merge it into them first "
+            "(`merge_and_unload` of the package peft) and load the result."
+        )
     index = "model.safetensors.index.json"
     chosen: dict[str, str] = {}
     # A whole file comes before shards, as in transformers.

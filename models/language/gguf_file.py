@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ppl.models.language.checkpoints import Tensors, build_decoder
+from ppl.models.language.checkpoints import Tensors, build_decoder, check_vocabulary
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.decoder import Decoder
 from ppl.models.language.gguf_container import open_gguf
@@ -56,6 +56,7 @@ def read_gguf(path: Path, dtype: Any) -> tuple[Decoder, DecoderConfig, Any]:
         file.metadata, tied_embeddings="output.weight" not in file.names, rope_factors=factors, source=str(path)
     )
     tokenizer = build_tokenizer(file.metadata, str(path))
+    check_vocabulary(tokenizer, config.vocab_size, str(path))
     config = dataclasses.replace(config, end_tokens=end_tokens_of(file.metadata, str(path)))
     names = _NAMES | ({"qkv": "blk.{}.attn_qkv"} if config.architecture == "gpt2" else {})
     decoder = build_decoder(

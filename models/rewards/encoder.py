@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from ppl.models.language.checkpoints import Tensors
 from ppl.models.language.decoder import Linear, Norm
+from ppl.models.language.settings import NEUTRAL_HF, Settings, refuse_what_is_not_carried_out
 
 __all__ = ["Encoder", "EncoderConfig", "build_encoder"]
 
@@ -67,25 +68,21 @@ class EncoderConfig:
     activation: str = "gelu"
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "EncoderConfig":
+    def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> "EncoderConfig":
         """Read the contents of a Hugging Face `config.json`.
 
         Args:
             config: the parsed file.
+            source: what to call the file in messages.
 
         Returns:
             The description of the same network.
 
         Raises:
             ValueError: an architecture, activation or kind of positions that is not supported, a number of heads that
-                does not divide the width, or an entry that is missing.
+                does not divide the width, an entry that is missing or cannot be, or a setting that is not carried out.
         """
-
-        def need(key: str) -> Any:
-            if config.get(key) is None:
-                raise ValueError(f"the encoder's configuration has no entry `{key}`.")
-            return config[key]
-
+        file = Settings(config, source)
         for key, default, accepted in (
             ("model_type", None, ("bert",)),
             ("position_embedding_type", "absolute", ("absolute",)),
@@ -94,23 +91,24 @@ class EncoderConfig:
         ):
             if config.get(key, default) not in accepted:
                 raise ValueError(
-                    f"unknown architecture: `{key}` in config.json is {config.get(key, default)!r}; accepted for a "
+                    f"unknown architecture: `{key}` in {source} is {config.get(key, default)!r}; accepted for a "
                     f"sentence encoder: {', '.join(map(str, accepted))}."
                 )
-        if need("hidden_size") % need("num_attention_heads"):
+        refuse_what_is_not_carried_out(file, NEUTRAL_HF, ("is_causal", "causal"))
+        hidden, heads = file.whole("hidden_size"), file.whole("num_attention_heads")
+        if hidden % heads:
             raise ValueError(
-                f"`hidden_size` must be a multiple of `num_attention_heads`, got {config['hidden_size']} and "
-                f"{config['num_attention_heads']}."
+                f"`hidden_size` must be a multiple of `num_attention_heads`, got {hidden} and {heads} in {source}."
             )
         return cls(
-            vocab_size=need("vocab_size"),
-            hidden_size=need("hidden_size"),
-            num_layers=need("num_hidden_layers"),
-            num_heads=need("num_attention_heads"),
-            intermediate_size=need("intermediate_size"),
-            context_length=need("max_position_embeddings"),
-            num_kinds=config.get("type_vocab_size", 2),
-            norm_eps=config.get("layer_norm_eps", 1e-12),
+            vocab_size=file.whole("vocab_size"),
+            hidden_size=hidden,
+            num_layers=file.whole("num_hidden_layers"),
+            num_heads=heads,
+            intermediate_size=file.whole("intermediate_size"),
+            context_length=file.whole("max_position_embeddings"),
+            num_kinds=file.whole("type_vocab_size", 2),
+            norm_eps=file.number("layer_norm_eps", 1e-12, least=0),
             activation=config.get("hidden_act", "gelu"),
         )
 

@@ -121,7 +121,9 @@ def _originals() -> Iterator[Path]:
         (folder / "generation_config.json").write_text('{"eos_token_id": [2]}')
         write_gguf(folder, Path(root) / "original.gguf", linear=2.0)
         LanguageModel.load(folder)  # what is imported and compiled once counts for no case
-        LanguageModel.load(Path(root) / "original.gguf")
+        (Path(root) / "pieces.gguf").write_bytes(_with_pieces((Path(root) / "original.gguf").read_bytes()))
+        for name in ("original.gguf", "pieces.gguf"):
+            LanguageModel.load(Path(root) / name)
         yield Path(root)
 
 
@@ -133,7 +135,7 @@ def _case(root: Path, seed: int, number: int) -> str:
     path.mkdir()
     if rng.random() < 0.6:
         path = path / "model.gguf"
-        content = (root / "original.gguf").read_bytes()
+        content = (root / rng.choice(["original.gguf", "pieces.gguf"])).read_bytes()
         content, what = _change_meaning(rng, content) if rng.random() < 0.5 else _change_bytes(rng, content, 6000)
         path.write_bytes(content)
     else:
@@ -243,6 +245,26 @@ def _change_bytes(rng: random.Random, content: bytes, header: int) -> tuple[byte
 
 
 def _change_meaning(rng: random.Random, content: bytes) -> tuple[bytes, str]:
+    fields, tensors, data = _parse(content)
+    if rng.random() < 0.6:
+        what = _change_field(rng, fields, rng.choice(fields))
+    else:
+        tensor, other, part = rng.choice(tensors), rng.choice(tensors), rng.randrange(4)
+        if part == 0:
+            tensor[0] = rng.choice([other[0], tensor[0] + "x", "", "rope_freqs.weight", "output.weight"])
+        elif part == 1:
+            many = [rng.choice(_NUMBERS)] * len(tensor[1])
+            tensor[1] = rng.choice([[], tensor[1][::-1], [*tensor[1], 1], many, other[1]])
+        elif part == 2:
+            tensor[2] = rng.choice([0, 1, 2, 8, 12, 24, 30, 31, 39, 99, 2**31])
+        else:
+            tensor[3] = rng.choice([other[3], tensor[3] + 32, tensor[3] + 1, *_NUMBERS])
+        what = f"tensor {tensor}"
+    return _serialise(fields, tensors, data), what
+
+
+def _parse(content: bytes) -> tuple[list[list[Any]], list[list[Any]], bytes]:
+    """Fields as name, type, type of entries, value; tensors as name, shape, type, offset; and the data."""
     reader = gguf.GGUFReader(_kept(content))
     fields = [
         [name, int(field.types[0]), int(field.types[-1]), field.contents()]
@@ -254,30 +276,36 @@ def _change_meaning(rng: random.Random, content: bytes) -> tuple[bytes, str]:
         [tensor.name, [int(n) for n in tensor.shape], int(tensor.tensor_type), tensor.data_offset - start]
         for tensor in reader.tensors
     ]
-    if rng.random() < 0.6:
-        field = rng.choice(fields)
-        what = _change_field(rng, fields, field)
-    else:
-        tensor = rng.choice(tensors)
-        part = rng.randrange(4)
-        other = rng.choice(tensors)
-        if part == 0:
-            tensor[0] = rng.choice([other[0], tensor[0] + "x", "", "rope_freqs.weight", "output.weight"])
-        elif part == 1:
-            tensor[1] = rng.choice(
-                [[], tensor[1][::-1], [*tensor[1], 1], [rng.choice(_NUMBERS)] * len(tensor[1]), other[1]]
-            )
-        elif part == 2:
-            tensor[2] = rng.choice([0, 1, 2, 8, 12, 24, 30, 31, 39, 99, 2**31])
-        else:
-            tensor[3] = rng.choice([other[3], tensor[3] + 32, tensor[3] + 1, *_NUMBERS])
-        what = f"tensor {tensor}"
+    return fields, tensors, content[start:]
+
+
+def _serialise(fields: list[list[Any]], tensors: list[list[Any]], data: bytes) -> bytes:
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(_field(*field) for field in fields)
     header += b"".join(
         _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
         for name, shape, kind, offset in tensors
     )
-    return header + b"\0" * (-len(header) % 32) + content[start:], what
+    return header + b"\0" * (-len(header) % 32) + data
+
+
+def _with_pieces(content: bytes) -> bytes:
+    """The same network with a SentencePiece tokenizer."""
+    fields, tensors, data = _parse(content)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(97, 211))]
+    words = ["▁", *"hela", "he", "▁he", "ll", "<|im_end|>", "hell"]
+    tokens, types = tokens + words, [2, 3, 3] + [6] * (len(tokens) - 3) + [3 if "|" in word else 1 for word in words]
+    fields = [field for field in fields if not field[0].startswith("tokenizer.")]
+    fields += [
+        ["tokenizer.ggml.model", 8, 8, "llama"],
+        ["tokenizer.ggml.tokens", 9, 8, tokens],
+        ["tokenizer.ggml.token_type", 9, 5, types],
+        ["tokenizer.ggml.scores", 9, 6, [-float(number) for number in range(len(tokens))]],
+        ["tokenizer.ggml.bos_token_id", 4, 4, 1],
+        ["tokenizer.ggml.add_space_prefix", 7, 7, True],
+        ["tokenizer.chat_template", 8, 8, "{{ messages[0]['content'] }}"],
+        ["llama.vocab_size", 4, 4, 128],
+    ]
+    return _serialise(fields, tensors, data)
 
 
 def _kept(content: bytes) -> Path:

@@ -7,6 +7,7 @@ import pytest
 
 from ppl.models.language import DecoderConfig, LanguageModel
 from ppl.models.language.settings import NEUTRAL_GGUF, NEUTRAL_HF
+from ppl.models.rewards.encoder import EncoderConfig
 
 from .gguf_writer import copy_folder
 
@@ -239,3 +240,21 @@ def test_folder_settings_are_read_from_their_files(tiny_folder, tmp_path):
     assert LanguageModel.load(folder).end_tokens == (2, 9)
     write("adapter_config.json", dict(peft_type="LORA"))
     refused("copy has an adapter .adapter_config.json.*merge it")
+
+
+def test_encoders_read_their_settings_the_same_way():
+    plain = dict(
+        model_type="bert", vocab_size=30, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=16,
+    )  # fmt: skip
+    assert EncoderConfig.from_hf(plain).num_heads == 4
+    for key, value in (
+        ("num_attention_heads", 0),
+        ("hidden_size", -32),
+        ("vocab_size", "30"),
+        ("num_hidden_layers", 1.5),
+    ):
+        with pytest.raises(ValueError, match=f"`{key}` in here/config.json must be a whole number of at least 1, got"):
+            EncoderConfig.from_hf(plain | {key: value}, "here/config.json")
+    with pytest.raises(ValueError, match="`quantization_config` = .* in here/config.json"):
+        EncoderConfig.from_hf(plain | dict(quantization_config=dict(bits=8)), "here/config.json")

@@ -153,6 +153,15 @@ def test_sentencepiece_files_have_the_tokens_of_llama_where_they_name_none():
     assert build_tokenizer(metadata | {"tokenizer.ggml.add_eos_token": True}).encode("a") == [1, 259, 260, 2]
 
 
+def test_chat_templates_of_several_names_are_kept_apart():
+    metadata = metadata_of(bpe((GPT2,), size=260), "gpt-2") | {"tokenizer.chat_template": "plain"}
+    assert build_tokenizer(metadata).chat_template == "plain"
+    named = build_tokenizer(metadata | {"tokenizer.chat_template.tool_use": "tools"})
+    assert named.get_chat_template() == "plain" and named.get_chat_template(tools=[{}]) == "tools"
+    with pytest.raises(ValueError, match="`tokenizer.chat_template` in x.gguf must be a string, got 3"):
+        build_tokenizer(metadata | {"tokenizer.chat_template": 3}, "x.gguf")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

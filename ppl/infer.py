@@ -104,7 +104,8 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
         total = int(count.sum())
         if total:
             steps = "" if count.ndim == 0 else f", first at step {int(counts['start'] + jnp.argmax(count > 0))}"
-            culprits.append((name, total, f"{name!r} ({lines[name]}{steps}; {total} times)"))
+            line = f"{lines[name]}{steps}; " if name in lines else ""  # the returned value has none
+            culprits.append((name, total, f"{name!r} ({line}{total} times)"))
     culprits.sort(key=lambda c: -c[1])
     named = ", ".join(text for *_, text in culprits) or "no single site"
     place = f"at step {step}" if step >= 0 else "outside of the loops"

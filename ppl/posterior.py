@@ -39,6 +39,10 @@ class Outcome(enum.IntEnum):
     ALL_DIED = 2
 
 
+_ONE_FOUNDER = (
+    "warning: all living particles descend from one of the first. What was drawn before they parted is a single draw, "
+    "whatever the ESS says. Use more particles, resample less, or rejuvenate."
+)
 _MESSAGES = {
     Outcome.OK: "ok",
     Outcome.INVALID_WEIGHT: "a living particle's log-weight became NaN or +inf",
@@ -112,6 +116,7 @@ class Posterior:
     decode: Callable[[Any], list[str]] | None = dataclasses.field(default=None, metadata={"static": True})
     num_chains: int = dataclasses.field(default=0, metadata={"static": True})
     _error_before: Any = None  # of what this one was resampled from
+    _lines_of: Any = None  # which of that one's particles these are
 
     @property
     def num_particles(self) -> int:
@@ -141,6 +146,23 @@ class Posterior:
         resampled = self.diagnostics["resampled"]
         error = genealogy.log_evidence_error(self.log_weights, ancestors, resampled, self.independent_ancestors)
         return jnp.where(jnp.isnan(self.log_evidence), jnp.nan, error)
+
+    @property
+    def founders(self) -> Any:
+        """How many of a population's first particles have living descendants, int32.
+
+        At 1 all particles have one common past: whatever was drawn before they parted is a single draw, at any
+        effective sample size. For chains it is the number of draws.
+        """
+        if jnp.ndim(self.log_weights) > 1:  # several runs
+            return jax.vmap(lambda posterior: posterior.founders)(self)
+        lines = jnp.arange(self.num_particles) if self._lines_of is None else self._lines_of
+        ancestors = self.diagnostics.get("ancestors")
+        if not self.num_chains and ancestors is not None and ancestors.ndim == 2:
+            lines = genealogy.origins(ancestors)[lines]
+        first = jnp.sort(jnp.where(self.log_weights > -jnp.inf, lines, -1))
+        differs = jnp.concatenate([first[:1] >= 0, first[1:] != first[:-1]])
+        return jnp.sum(differs, dtype=jnp.int32)
 
     @property
     def drawn_again(self) -> bool:
@@ -202,6 +224,7 @@ class Posterior:
             ess=jnp.float32(n),
             num_chains=0,
             _error_before=self.log_evidence_error,
+            _lines_of=ancestors if self._lines_of is None else self._lines_of[ancestors],
         )
 
     def to_arviz(self, observed: Mapping[str, Any] | None = None) -> Any:
@@ -229,7 +252,10 @@ class Posterior:
             error = float(self.log_evidence_error)
             spread = "" if np.isnan(error) else f" ± {error:.3f}"
             evidence = f"log-evidence {float(self.log_evidence):.3f}{spread}"
-            lines.append(f"{evidence}   ESS {float(self.ess):.1f} of {self.num_particles}")
+            founders = int(self.founders)
+            lines.append(f"{evidence}   ESS {float(self.ess):.1f} of {self.num_particles}   founders {founders}")
+            if founders == 1 < self.num_particles:
+                lines.append(_ONE_FOUNDER)
         if len(self.diagnostics.get("ess", ())):
             ess, resampled = (np.asarray(self.diagnostics[name]) for name in ("ess", "resampled"))
             lines.append(f"{len(ess)} steps, resampled at {int(resampled.sum())}, smallest ESS {ess.min():.1f}")

@@ -9,6 +9,7 @@ with k the processes' shared backward kernel: certain for text, so that (1) is `
 operator gives the same normal form, in which powers multiply and lists join:
 
     p * q           powers side by side            (p ** a) ** b   = p ** (a b)
+    p / q           p * q ** -1
     guide(p, q, w)  p ** (1 - w) * q ** w          (p tilted by r) ** b = p ** b tilted by b r
     constrain       joins with `&`, and is idempotent under powers
 
@@ -62,12 +63,24 @@ class Target(abc.ABC):
             return NotImplemented
         return self.combination().join(other.combination())
 
+    def __truediv__(self, other: Target) -> Combination:
+        """Return the quotient, `p(path) / q(path)`; it has no mass where q is 0.
+
+        Alone its powers sum to 0, and it is no target: `p * r / q` changes r as p differs from q, `p ** 2 / q` is p
+        pushed away from q.
+        """
+        if not isinstance(other, Target):
+            return NotImplemented
+        return self.combination().join(other.combination().raised(-1.0))
+
     def __pow__(self, power: float) -> Combination:
-        """Return the annealed target, `p(path) ** power`. Only `guide` makes negative powers."""
+        """Return the annealed target, `p(path) ** power`. Negative powers are written `q / p`."""
         if not isinstance(power, numbers.Real) or isinstance(power, bool):
             raise TypeError(f"a target's power must be a number, got {type(power).__name__}.")
         if not 0 <= power < math.inf:
-            raise ValueError(f"a target's power must be at least 0 and finite, got {power}.")
+            raise ValueError(
+                f"a target's power must be at least 0 and finite, got {power}. A negative power is a quotient: q / p."
+            )
         return self.combination().raised(float(power))
 
     def tilt(self, log_reward: Callable | Host, twist: Callable | Host | Steering | None = None) -> Combination:
@@ -94,6 +107,11 @@ class Target(abc.ABC):
 
     def constrain(self, constraint: Any, *, require_end: bool = False) -> Combination:
         """Condition the finished value on a constraint.
+
+        A text is finished when it ends by an end token, or fills its budget. The probability of a text includes that of
+        its end, unless it fills the budget: how likely one of several texts is depends on `max_tokens`. For the odds of
+        strings as continuations, whatever follows them, ask `lm.log_prob(prompt, string)`; for those of whole texts
+        give a budget with room for an end token after the longest, and `require_end=True`.
 
         Args:
             constraint: what it must satisfy, such as `ppl.models.Regex(...)`.

@@ -23,6 +23,8 @@ A kernel of your own takes its choices from `ppl.chance`:
 
     @dataclasses.dataclass(frozen=True)
     class Flip(TraceKernel):                                # of ppl.inference.trace_kernel
+        guarantee = "invariant"                             # which the check below is to show
+
         def bind(self, space):
             return FlipMoves(space)
 

@@ -475,7 +475,12 @@ def read_tokenizer(folder: Path) -> Any:
     custom = read_json(folder, name).get("auto_map") if (folder / name).exists() else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        tokenizer.decode(tokenizer("a")["input_ids"])  # what cannot work is said here, not at the first prompt
+        # What cannot work is said here, and not at the first prompt that meets it.
+        tokenizer.decode(tokenizer("a")["input_ids"])
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        unknown = getattr(model, "unk_token", None)
+        if unknown is not None and tokenizer.backend_tokenizer.token_to_id(unknown) is None:
+            raise ValueError(f"its unknown token {unknown!r} is not in its vocabulary")
         return tokenizer
     except Exception as error:  # transformers and the tokenizers library raise what they trip over first
         if custom:

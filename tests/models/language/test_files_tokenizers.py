@@ -276,7 +276,15 @@ def test_damaged_tokenizers_are_refused_by_folder(tiny_folder, tmp_path):
         (folder / "tokenizer.json").write_text(content)
         with pytest.raises(ValueError, match="the tokenizer in .*copy cannot be read"):
             LanguageModel.load(folder)
+    model = json.loads(whole)["model"] | {"unk_token": "nowhere"}
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(whole) | {"model": model}))
+    with pytest.raises(ValueError, match="copy cannot be read: ValueError: its unknown token 'nowhere' is not"):
+        LanguageModel.load(folder)
     (folder / "tokenizer.json").write_text(whole)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": "long"}))
+    with pytest.raises(ValueError, match="copy cannot be read: TypeError"):
+        LanguageModel.load(folder)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer_config.json is not valid JSON"):
         LanguageModel.load(folder)

@@ -206,9 +206,7 @@ def _message(index: int, message: Any) -> dict[str, Any]:
         raise TypeError(f"`messages[{index}]` must be a dict with `role` and `content`, got {type(message).__name__}.")
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise ValueError(
-            f"`messages[{index}]` must have a `role`, such as user, assistant or system; got {role!r}."
-        )
+        raise ValueError(f"`messages[{index}]` must have a `role`, such as user, assistant or system; got {role!r}.")
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise ValueError(f"`messages[{index}]`, of the role {role}, has no `content`.")
@@ -225,9 +223,7 @@ def _part(index: int, number: int, part: Any) -> str:
     if not isinstance(part, Mapping):
         raise TypeError(f'{where} must be a part such as {{"type": "text", "text": ...}}, got {part!r}.')
     if part.get("type") != "text":
-        raise ValueError(
-            f"{where} is of type {part.get('type')!r}; this model reads text alone: accepted is 'text'."
-        )
+        raise ValueError(f"{where} is of type {part.get('type')!r}; this model reads text alone: accepted is 'text'.")
     if not isinstance(part.get("text"), str):
         raise TypeError(f"{where} must have a string as `text`, got {part.get('text')!r}.")
     return part["text"]

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import chance
-from ppl.display import brief
 from ppl.guarantees import promised
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.validation import require_count
@@ -68,7 +67,7 @@ class Sequence(_Composition):
         object.__setattr__(self, "kernels", _checked("Sequence", kernels))
 
     def __repr__(self) -> str:
-        return f"Sequence({', '.join(map(brief, self.kernels))})"
+        return f"Sequence({', '.join(map(repr, self.kernels))})"
 
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves; see `TraceKernel.bind`."""
@@ -121,7 +120,7 @@ class Mixture(_Composition):
 
     def __repr__(self) -> str:
         chances = "" if self.probabilities is None else f", probabilities={self.probabilities}"
-        return f"Mixture({', '.join(map(brief, self.kernels))}{chances})"
+        return f"Mixture({', '.join(map(repr, self.kernels))}{chances})"
 
     def bind(self, space: TraceSpace) -> Moves:
         """Return the moves; see `TraceKernel.bind`."""

@@ -132,7 +132,7 @@ class Walk:
             return _START**2 * jnp.eye(self.size)
         if isinstance(scale, tuple) and len(scale) != self.size:
             raise SiteValueError(f"`scale` has {len(scale)} numbers, the parameters have {self.size} entries.")
-        return jnp.diag(jnp.broadcast_to(jnp.asarray(scale, jnp.float32), self.size) ** 2) * (self.size / 2.38**2)
+        return jnp.diag(jnp.broadcast_to(jnp.asarray(scale, float), self.size) ** 2) * (self.size / 2.38**2)
 
 
 class Learned(NamedTuple):
@@ -149,7 +149,8 @@ class Learned(NamedTuple):
         gain = jnp.where(self.count < self.num_warmup, 2.0 / (self.count + z.size + 11), 0.0)
         away = z - self.mean
         covariance = self.covariance + gain * (jnp.outer(away, away) - self.covariance)
-        return Learned(self.mean + gain * away, covariance, self.count + 1, self.num_warmup)
+        mean = (self.mean + gain * away).astype(self.mean.dtype)
+        return Learned(mean, covariance.astype(self.covariance.dtype), self.count + 1, self.num_warmup)
 
 
 def proposing(kernel: Any, space: TraceSpace, names: tuple[str, ...]) -> GivenProposal | Walk:

@@ -106,7 +106,7 @@ def conditional_scheme(scheme: str | Callable) -> Callable:
         return chance.conditional_resampler(name)
     if getattr(scheme, "conditional", None) is None:
         raise ValueError(
-            f"`resampler` {scheme!r} has no conditional form: give it one, ppl.inference.resampler(fn, "
-            "guarantee=\"unbiased\", conditional=...), or take a scheme's name, such as 'systematic'."
+            "`resampler` must be the name of a scheme with a conditional form, such as 'systematic', or "
+            f'ppl.inference.resampler(fn, guarantee="unbiased", conditional=...), got {scheme!r}.'
         )
     return scheme.conditional

@@ -226,7 +226,8 @@ class _Population:
             if show:
                 progress_bar.report(t, length, ess)
             figures = {"ess": ess, "resampled": uneven, "log_evidence": log_evidence, "ancestors": ancestors}
-            return (particles, particles.log_evidences[:, t], log_weights, log_mass), figures | {"moved": jnp.asarray(due), "acceptance": rate}
+            figures |= {"moved": jnp.asarray(due), "acceptance": rate}
+            return (particles, particles.log_evidences[:, t], log_weights, log_mass), figures
 
         state = particles, log_proposal, jnp.zeros(self.num), jnp.zeros(())
         state, diagnostics = jax.lax.scan(step, state, jnp.arange(length))

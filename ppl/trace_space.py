@@ -70,7 +70,8 @@ class TraceSpace:
         self.staged = staged
         self.inputs = staged.inputs if inputs is None else inputs
         self.given = dict(staged.given if given is None else given)
-        fixed = self.given.keys() | {n.name for n, _ in staged.block.statements() if isinstance(n, Draw) and n.is_certain}
+        draws = (node for node, _ in staged.block.statements() if isinstance(node, Draw))
+        fixed = self.given.keys() | {node.name for node in draws if node.is_certain}
         self.sites: dict[str, Site] = {
             name: site for name, site in staged.sites.items() if site.kind == "sample" and name not in fixed
         }

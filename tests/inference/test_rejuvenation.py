@@ -20,6 +20,8 @@ from tests.ppl.checks import assert_mean_within_5_standard_errors, repeat
 class Identity(TraceKernel):
     """Moves nothing."""
 
+    guarantee = "invariant"
+
     def bind(self, space):
         return _Stay()
 

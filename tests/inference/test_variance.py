@@ -69,7 +69,7 @@ def test_variance_of_the_evidence_is_unbiased_with_independent_ancestors(name):
 
 def test_other_schemes_overstate_the_variance_of_the_evidence():
     algorithm = SMC(2, resampler=enumeration.systematic, ess_threshold=1.0)
-    probabilities, z, variance = enumerated(algorithm, None)
+    probabilities, z, variance = enumerated(algorithm, "systematic")
     exact = probabilities @ z**2 - (probabilities @ z) ** 2
     assert exact < probabilities @ (z**2 * variance) < 2 * exact
 

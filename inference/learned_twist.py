@@ -54,12 +54,12 @@ class LearnedTwist:
             hidden_size: units of the hidden layer.
             seed: of the first layer's weights.
         """
-        self.features = (lambda state: state["hidden"]) if features is None else features
+        self.features = _last_hidden if features is None else features
         rngs = nnx.Rngs(seed)
         zeros = nnx.initializers.zeros
         network = nnx.Sequential(
             nnx.Linear(width, hidden_size, rngs=rngs),
-            nnx.silu,
+            _activation,
             nnx.Linear(hidden_size, 1, kernel_init=zeros, rngs=rngs),
         )
         self._graph, self.weights = nnx.split(network)
@@ -148,3 +148,11 @@ def _by_step(twist: LearnedTwist, weights: Any, features: Array, present: Array,
     shares = jnp.where(present, particles[:, None], 0.0)
     total = jnp.sum(shares, axis=0)
     return twist.value(weights, features), shares / jnp.where(total > 0, total, 1.0), total > 0
+
+
+def _last_hidden(state: Any) -> Array:
+    return state["hidden"]
+
+
+def _activation(x: Array) -> Array:
+    return jax.nn.silu(x)  # under a name of its own: `jax.nn.silu` itself does not pickle

@@ -341,6 +341,8 @@ class LanguageModel(Compiled):
             raise ValueError(f"`max_tokens` must be at least 0, got {max_tokens}.")
         padded, count, known = self._prompt_array(prompt, length)
         keys, values, hidden = self._prefill(self._weights, padded, count)
+        # A length that is known only when the program runs may be none: then nothing that follows is a number.
+        position = count[0] if known is not None else jnp.where(count[0] >= 1, count[0], self.context_length)
         c = self.config
         room = (c.num_layers, 0, c.num_kv_heads, c.head_dim)
         state = TextState(
@@ -351,7 +353,7 @@ class LanguageModel(Compiled):
             values=jnp.zeros(room, self.dtype),
             valid=jnp.zeros(0, bool),
             cursor=jnp.zeros(1, jnp.int32)[0],
-            position=count[0],
+            position=position,
             hidden=hidden,
             context_length=self.context_length,
             room=Room(prompt=known),

@@ -26,6 +26,16 @@ class Reader:
     end_tokens: tuple[int, ...]
     silent: tuple[int, ...] = ()
 
+    def __eq__(self, other: object) -> bool:
+        """Whether another reads the same: programs that differ in nothing else are compiled once."""
+        if not isinstance(other, Reader) or (self.end_tokens, self.silent) != (other.end_tokens, other.silent):
+            return False
+        ours, theirs = self.tokenizer, other.tokenizer
+        return ours is theirs or ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+
+    def __hash__(self) -> int:
+        return hash((self.end_tokens, self.silent))
+
     def __call__(self, value: Mapping[str, ArrayLike]) -> list[str]:
         """Return the texts, one for each particle."""
         tokens = np.asarray(value["tokens"])

@@ -3,6 +3,7 @@
 #   make demo    a first look: environment, weights, the demonstration
 #   make test    ruff and the tests
 #   make lint    ruff alone
+#   make fuzz    random programs, patterns, schemas and model files for FUZZ_SECONDS, 300 by default
 #   make bench   the benchmarks, with torch as the reference
 #   make bench-text  controlled text against genlm-control and llamppl (an hour)
 #   make bench-kernels  the kernels against those of blackjax, cuthbert and particles
@@ -16,9 +17,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: demo test lint bench bench-text bench-kernels bench-diffusion bench-mcmc clean weights
+.PHONY: demo test lint fuzz bench bench-text bench-kernels bench-diffusion bench-mcmc clean weights
 
 PYTHON ?=
+FUZZ_SECONDS ?= 300
 VENV := .venv
 BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-test
@@ -31,6 +33,9 @@ demo: weights
 
 test: lint weights
 	$(BIN) -m pytest -n auto --dist worksteal
+
+fuzz: weights
+	$(BIN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN) -m ruff check .

@@ -4,10 +4,16 @@ A population of N particles runs through fused, vectorised code that no small te
 from some row on. The check runs a program at large N in float32, with its draws weighed, and compares each particle's
 log-weight with `ppl.log_density` of its sites in float64, a few particles at a time. The weights of importance sampling
 are compared in the same way, less the density of what was drawn.
+
+    python -m tests.large_populations          all of them, in a few minutes
 """
+
+import functools
+import sys
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -16,6 +22,8 @@ import ppl
 from ppl.inference import ImportanceSampling
 from ppl.interpret import Interpreter
 from ppl.lanes import Lane
+from ppl.models import GaussianMixture, MarkovChain, VariancePreserving
+from ppl.program import as_program
 from ppl.trace_space import TraceSpace
 
 BLOCK = 4096  # particles whose densities are computed at once in float64: none of a large population's code
@@ -222,3 +230,57 @@ def _densities(program, sites, draws: float):
         ]
         whole, prior = (np.concatenate([np.asarray(block[i]) for block in blocks]) for i in (0, 1))
     return (whole if draws else whole - prior), np.abs(whole) + np.abs(prior)
+
+
+@ppl.model
+def steps():
+    """A loop that stops, discrete and continuous draws, a proposal, a factor."""
+
+    def step(state, _):
+        kind = ppl.sample("kind", dist.Categorical(jnp.array([0.2, 0.5, 0.3])))
+        x = ppl.sample("x", dist.Gamma(2.0 + state, 1.0), proposal=dist.LogNormal(0.5, 1.0))
+        ppl.factor("f", -0.1 * x * kind)
+        return state + x, x
+
+    ppl.scan(step, 0.5, length=3, until=lambda state: state > 5.0)
+
+
+def chain_target():
+    """A product of powers over a process of tokens, tilted."""
+    logits = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]))
+    p, q = MarkovChain(logits[0], logits, 5), MarkovChain(logits[1], logits.T, 5)
+    return as_program(((p**1.5) * q).tilt(lambda value: 0.3 * value["tokens"].sum()))
+
+
+def diffusion_target():
+    """A power of a mixture by diffusion."""
+    mixture = GaussianMixture(jnp.array([[-2.0], [1.0]]), jnp.array([0.5, 0.3]), jnp.array([0.4, 0.6]))
+    return as_program(mixture.diffuse(VariancePreserving()).reverse(num_steps=8) ** 2.0)
+
+
+STRUCTURES = {
+    "plates": lambda: plates(jnp.array([0.2, 0.3, 0.4, 0.5])),
+    "steps": steps,
+    "a product of chains": chain_target,
+    "diffusion": diffusion_target,
+}
+
+
+def main() -> None:
+    """Check every family and structure at N = 2^17; to be run with every supported version of jaxlib."""
+    print(f"jax {jax.__version__}, jaxlib {jaxlib.__version__}")
+    checks = {name: functools.partial(family_program, name) for name in FAMILIES} | STRUCTURES
+    failed = []
+    for name, program in checks.items():
+        try:
+            assert_weights_are_densities(program)
+        except AssertionError as error:
+            failed.append(name)
+            print(f"{name}: {error}", flush=True)
+        jax.clear_caches()
+    print(f"{len(checks)} programs, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

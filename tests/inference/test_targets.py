@@ -93,6 +93,17 @@ def nestings():
 NESTINGS = {name: rest for name, *rest in nestings()}
 
 
+NESTINGS |= {
+    "quotient": (P * Q / H, np.where(h == -np.inf, -np.inf, p + q - np.where(h == -np.inf, 0.0, h))),
+    "power of a quotient": ((P**2.0 / Q) ** 1.5, 3 * p - 1.5 * q),
+    "quotient by a tilt": (P**2.0 / Q.tilt(reward), 2 * p - q - numpy_reward()),
+    "quotient of a constraint": (
+        P.constrain(Regex("[ab]+c?[ab]*")) * P / Q,
+        np.where(MATCHES, 2 * p - q, -np.inf),
+    ),
+}
+
+
 def log_sum(log_density):
     return np.logaddexp.reduce(log_density)
 
@@ -132,6 +143,7 @@ SMALL = {
     "product": (A * B, a + b),
     "power": (A**2.5, 2.5 * a),
     "guide": (ppl.guide(A, B, weight=2.0), 2 * b - a),
+    "quotient": (A**2.0 / B, 2 * a - b),
     "tilted product with a twist": (
         (A * B).tilt(lambda v: v["tokens"][0] * 0.8 - v["tokens"][1] * 0.5, twist=guess) ** 1.5,
         1.5 * (a + b + SHORT[:, 0] * 0.8 - SHORT[:, 1] * 0.5),
@@ -226,3 +238,13 @@ def test_another_power_compiles_nothing():
     with compilations() as names:
         ppl.infer((P**1.4).tilt(reward), SMC(16), seed=3)
     assert not names
+
+
+def test_a_quotient_alone_is_refused_with_its_factors():
+    for quotient in (P / Q, P / P, Q / P**2.0):
+        with pytest.raises(ValueError, match=r"MarkovChain.*powers must sum to more than 0"):
+            ppl.infer(quotient, SMC(2))
+    with pytest.raises(TypeError):
+        P / 2.0
+    with pytest.raises(ValueError, match="negative power is a quotient"):
+        P**-1.0

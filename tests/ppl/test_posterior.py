@@ -177,3 +177,51 @@ def test_site_present_everywhere_says_so_for_every_particle_and_time():
 def test_progress_bar_changes_no_number():
     walk = ppl.model(lambda: ppl.scan(lambda c, _: (c, ppl.sample("x", dist.Normal(c, 1.0))), 0.0, length=20)[1])
     assert_equal(ppl.infer(walk(), SMC(3), progress=True), ppl.infer(walk(), SMC(3), progress=False))
+
+
+# Founders ------------------------------------------------------------------------------------------------------------
+
+
+def by_hand(ancestors, log_weights):
+    """Return how many of the first particles have living descendants."""
+    living = np.flatnonzero(np.asarray(log_weights) > -np.inf)
+    for parents in np.asarray(ancestors)[::-1]:
+        living = parents[living]
+    return len(set(living.tolist()))
+
+
+@ppl.model
+def choices(length, kept):
+    first = ppl.sample("first", dist.Normal(0.0, 1.0))
+
+    def step(x, t):
+        x = ppl.sample("x", dist.Bernoulli(0.5))
+        ppl.factor("f", jnp.where(t < kept, 0.0, jnp.where(x == 1, 0.0, -jnp.inf)))
+        return x, x
+
+    ppl.scan(step, 0, jnp.arange(length))
+    return first
+
+
+@pytest.mark.parametrize(("length", "threshold"), [(1, 0.0), (3, 1.0), (8, 0.6)])
+def test_founders_are_the_first_particles_with_living_descendants(length, threshold):
+    posterior = ppl.infer(choices(length, 0), SMC(32, ess_threshold=threshold), seed=2)
+    expected = by_hand(posterior.diagnostics["ancestors"], posterior.log_weights)
+    assert int(posterior.founders) == expected
+    assert f"founders {expected}" in repr(posterior) and f"founders {expected}" in posterior._repr_html_()
+    first = np.asarray(posterior.value)[np.asarray(posterior.log_weights) > -np.inf]
+    assert len(np.unique(first)) == expected
+    for n in (1, 7, 200):
+        drawn = posterior.resample(seed=1, n=n)
+        assert int(drawn.founders) == len(np.unique(np.asarray(drawn.value)))
+        assert int(drawn.resample(seed=2).founders) <= int(drawn.founders)
+
+
+def test_one_founder_is_said_aloud():
+    posterior = ppl.infer(choices(12, 0), SMC(4, ess_threshold=1.0), seed=1)
+    assert int(posterior.founders) == 1
+    assert "warning: all living particles descend from one" in repr(posterior)
+    assert "warning: all living particles descend from one" in posterior._repr_html_()
+    assert "warning" not in repr(ppl.infer(choices(1, 9), SMC(1)))  # a population of one has no other
+    several = ppl.infer(choices(1, 9), ImportanceSampling(8))
+    assert int(several.founders) == 8 and "warning" not in repr(several)

@@ -5,7 +5,7 @@ distribution's batch:
 
     0           (the log of 1)  where an observation is masked, whatever value or parameters stand there            (1)
     NaN         where a parameter lies outside its constraint, or the value is NaN: an error, not an event          (2)
-    -inf        where the value lies outside the support (law L1)                                                   (3)
+    -inf        where the value lies outside the support (law L1), or no value is possible: all logits are -inf     (3)
     log p(x)    elsewhere
 
 `numpyro.distributions` builds distributions out of others: `mask`, `expand`, `to_event`, transforms, mixtures. The rules
@@ -27,7 +27,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-__all__ = ["innermost", "latent", "log_density", "parameters_valid"]
+__all__ = ["innermost", "is_possible", "latent", "log_density", "parameters_valid"]
 
 _SMALL = 65_536  # parameters that staging knows are checked at once, up to this size; larger ones in the run
 
@@ -56,6 +56,12 @@ def parameters_valid(distribution: dist.Distribution) -> Any:
     """Return whether all parameters satisfy their constraints, a bool scalar; None where staging knows that they do."""
     valid = _valid(distribution)
     return None if valid is None else jnp.all(valid)
+
+
+def is_possible(distribution: dist.Distribution) -> Any:
+    """Return whether some value is possible, a bool scalar: not where all logits are -inf. None where that is known."""
+    possible = _possible(innermost(distribution))
+    return None if possible is None else jnp.all(possible)
 
 
 def latent(distribution: dist.Distribution) -> dist.Distribution:
@@ -111,7 +117,7 @@ def _judge(distribution: dist.Distribution, value: Any) -> _Verdict:
         inside, sound = (_all_but(flag, base, distribution.batch_shape) for flag in (inside, sound))
         return _Verdict(inside, sound, None)
     batch = distribution.batch_shape
-    inside, sound = _inside(distribution, value), _valid(distribution)
+    inside, sound = _both(_inside(distribution, value), _possible(distribution)), _valid(distribution)
     if isinstance(distribution, dist.TransformedDistribution) and not isinstance(distribution, dist.FoldedDistribution):
         inside = _both(inside, _base_inside(distribution, value))
     if jnp.issubdtype(jnp.result_type(value), jnp.inexact):
@@ -215,6 +221,13 @@ def _valid(distribution: dist.Distribution) -> Any:
     return valid
 
 
+def _possible(distribution: dist.Distribution) -> Any:
+    logits = vars(distribution).get("logits")
+    if logits is None or not isinstance(distribution, dist.CategoricalLogits | dist.MultinomialLogits):
+        return None
+    return _checked(lambda x: x.max(-1) > -np.inf, logits)
+
+
 def _parts(distribution: dist.Distribution) -> Iterator[dist.Distribution]:
     """Yield the distributions that one is built of."""
     for part in vars(distribution).values():
@@ -260,7 +273,7 @@ def _satisfied(name: str, constraint: Any, parameter: Any) -> Any:
     if name.endswith("logits"):  # -inf is a probability of 0
         if constraint.event_dim == 0:
             return _checked(lambda x: x == x, parameter)
-        return _checked(lambda x: _is_finite(x.max(-1)), parameter)  # the largest is NaN where any is
+        return _checked(lambda x: x.max(-1) < np.inf, parameter)  # the largest is NaN where any is
     if name in ("low", "high"):
         return _checked(lambda x: x == x, parameter)
     if base is constraints.simplex:

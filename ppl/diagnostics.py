@@ -141,7 +141,7 @@ def _by_chain(values, num_chains: int) -> np.ndarray:
     values = np.asarray(values)
     if num_chains < 1 or values.ndim < 1 or len(values) % num_chains:
         raise ValueError(f"draws of shape {values.shape} are not {num_chains} chains of equal length.")
-    return values.reshape(num_chains, -1, *values.shape[1:])
+    return values.reshape(num_chains, len(values) // num_chains, *values.shape[1:])
 
 
 def _worst(worse: Callable, figures: np.ndarray) -> float:

@@ -136,7 +136,7 @@ class Score:
 
     @property
     def checks(self) -> bool:
-        """Whether it is 0 where all is well and NaN elsewhere, and no part of the density."""
+        """Whether it is no part of the density: 0, NaN where a parameter is wrong, -inf where no value is possible."""
         return self.kind.endswith("parameters")
 
     @property

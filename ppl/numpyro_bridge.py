@@ -137,6 +137,10 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
         valid = None if part is None else densities.parameters_valid(part)
         if valid is not None:  # of what is drawn no density is weighed that would show it
             _bind_score(staging, name, f"{role}'s parameters", jnp.where(valid, 0.0, jnp.nan))
+        # What the library draws by itself knows its dead ends, and says elsewhere why nothing is possible there.
+        possible = None if part is None or staging.internal else densities.is_possible(part)
+        if possible is not None:
+            _bind_score(staging, name, f"{role}'s parameters", jnp.where(possible, 0.0, -jnp.inf))
     _bind_score(staging, name, "sample", log_density, *log_proposal)
     return value
 

@@ -167,7 +167,6 @@ INVALID = {
     "rate": lambda s: dist.Gamma(1.0, s),
     "probability": lambda s: dist.Bernoulli(1.5 + 0 * s),
     "logits": lambda s: dist.Categorical(logits=jnp.stack([jnp.sqrt(s), 0.0])),
-    "no finite logit": lambda s: dist.Categorical(logits=jnp.full(2, -jnp.inf) * jnp.abs(s)),
     "simplex": lambda s: dist.Categorical(probs=jnp.array([0.7, 0.7]) * s / s),
     "negative probability": lambda s: dist.Categorical(probs=jnp.stack([1 - s, s])),
     "expanded": lambda s: dist.Normal(0.0, s).expand([3]).to_event(1),
@@ -233,6 +232,19 @@ def test_invalid_parameters_of_a_draw_are_an_error_that_names_the_site(algorithm
     with pytest.raises(ppl.InvalidWeight, match=r"'x' \(test_densities.py:\d+, first at step 0"):
         ppl.infer(scales(0.0), algorithm)
     assert ppl.infer(scales(9.0), algorithm).log_evidence == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_draw_of_which_no_value_is_possible_dies_with_its_site():
+    @ppl.model
+    def dead_end(logits):
+        ppl.sample("x", dist.Categorical(logits=logits))
+
+    impossible = jnp.full(3, -jnp.inf)
+    assert density(dist.Categorical(logits=impossible + jnp.zeros((2, 1))), jnp.zeros(2, jnp.int32)) == -jnp.inf
+    with pytest.raises(ppl.AllParticlesDied, match="'x'"):
+        ppl.infer(dead_end(impossible), ImportanceSampling(4))
+    with pytest.raises(ppl.InvalidWeight, match="'x'"):
+        ppl.infer(dead_end(impossible.at[0].set(jnp.nan)), ImportanceSampling(4))
 
 
 def test_invalid_parameters_of_the_dead_are_ignored():

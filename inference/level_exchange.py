@@ -137,7 +137,7 @@ class LevelExchange(Promising):
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), states)
 
     def step(self, ladder: Ladder, replicas: list[Any], random: dict[str, Any]) -> tuple[list[Any], Any]:
-        """Return the replicas after a sweep, and which exchanges were taken, `[K]` of 0 and 1; NaN for broken weights."""
+        """Return the replicas after a sweep, and which exchanges were taken, `[K]` 0 or 1; NaN for broken weights."""
         first = ladder.first(random["start"])
         top = (0, 0) if self.paths else (0,)
         replicas = jax.tree.map(lambda a, new: a.at[top].set(new), replicas, first)

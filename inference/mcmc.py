@@ -163,9 +163,9 @@ class MCMC(Promising):
             else:
                 first = 0
             state, (traces, info) = self._iterate(moves, state, first, show)
-            draws = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), traces)
-            value, sites, present = jax.lax.map(lambda x: space.outcome(x, keep), draws, batch_size=_ROWS)
             total = self.num_chains * self.num_samples
+            draws = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(total, *a.shape[2:]), traces)
+            value, sites, present = jax.lax.map(lambda x: space.outcome(x, keep), draws, batch_size=_ROWS)
             return Posterior(
                 value=value,
                 sites=sites,

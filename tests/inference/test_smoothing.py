@@ -94,7 +94,7 @@ def test_draws_of_the_past_are_more_than_the_lines_of_the_last_particles():
     program, smc = hidden_markov(jnp.asarray(np.resize(SYMBOLS, 60))), SMC(32, ess_threshold=1.0)
     lines, smoothed = ppl.infer(program, smc), ppl.infer(program, BackwardSmoothing(smc))
     first = [len(np.unique(np.asarray(p.sites["x"])[:, :8], axis=0)) for p in (lines, smoothed)]
-    assert first[0] == 1 and first[1] > 4, first
+    assert first[1] > 2 * first[0], first
     assert smoothed.num_particles == 32 and smoothed.guarantee == "consistent"
     np.testing.assert_allclose(smoothed.log_evidence, lines.log_evidence, rtol=0.2)
 

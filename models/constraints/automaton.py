@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ppl.models.constraints.byte_automaton import UNREACHABLE, ByteAutomaton, distances, minimise
+from ppl.models.constraints.byte_automaton import ByteAutomaton
+from ppl.models.constraints.tables import UNREACHABLE, distances, minimise
 from ppl.models.constraints.vocabulary import Vocabulary
 
 __all__ = ["Automaton", "accepts", "advance", "allowed", "check_reachable", "over_tokens"]

@@ -1,83 +1,60 @@
 r"""JSON that follows a schema, as a regular set of texts.
 
-The schema becomes a pattern by recursion, one rule a keyword. What is written always validates, and every keyword that
-is not supported is refused: none is ignored. In return a schema stands for fewer texts than it could:
+What is written always validates, and every keyword that is not supported is refused; none is ignored but those that
+only describe. In return a schema stands for fewer texts than it could:
 
-- properties come in the order of the schema, and none but those it names; `additionalProperties` alone gives a map,
+- properties come in the order of the schema, and none but those that it names (in `properties` or `required`);
+  `additionalProperties` or `patternProperties` without names give a map,
 - whitespace stands only where `whitespace` puts it, and strings use the short escapes (\" \\ \/ \b \f \n \r \t) alone,
-- integers have at most 19 digits, other numbers 17 decimals and an exponent of two digits; a number with bounds has at
-  most 6 decimals and no exponent, so that its binary value keeps them.
+- integers have at most 19 digits, other numbers 17 decimals and an exponent of two digits; a number with bounds has no
+  exponent, at most 15 digits and 6 decimals, or one more than a bound has, so that its binary value keeps the bounds,
+- a number in `enum` or `const` is written as in the schema, or without decimals where it has none: 1.0, 1,
+- years have four digits and do not begin with 0, seconds at most six decimals, UUIDs small letters.
 
-Values nest as deep as the schema says: a recursive one is not regular. `oneOf` needs branches of different types, whose
-values cannot coincide. Source of the keywords: JSON Schema, draft 2020-12. The rules are ours: outlines-core's own
-translation passes over `minimum`, `uniqueItems`, `not` and others.
+Values nest as deep as the schema says: a recursive one is not regular, and a `Grammar` says it. `pattern` is a regular
+expression of ECMA-262 and matches anywhere in the string. The branches of `oneOf` must be seen to exclude each other.
+`uniqueItems` needs at most six possible values. Formats are those of `json_strings.FORMATS`, and of numbers int32 and
+int64 (bounds), float and double. Source of the keywords: JSON Schema, draft 2020-12. What a schema asks for is found
+in `json_shapes`; here it is written.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ppl.models.constraints.byte_automaton import ByteAutomaton, product
-from ppl.models.constraints.number_ranges import decimals_between, integers_between
-from ppl.models.constraints.patterns import (
-    ANY,
-    NOTHING,
-    CodePoints,
+from ppl.models.constraints.character_automaton import CharacterAutomaton
+from ppl.models.constraints.code_points import of
+from ppl.models.constraints.expressions import (
+    EMPTY,
+    Characters,
+    Expression,
+    Graph,
+    anything,
     automaton_of,
-    code_points,
-    difference,
-    emit,
-    literal,
-    parse,
-    set_pattern,
-    weight,
+    either,
+    embed,
+    optional,
+    repeat,
+    sequence,
+    text,
 )
+from ppl.models.constraints.json_shapes import Located, Shape, Shapes, refuse, refuse_format, same
+from ppl.models.constraints.json_strings import matching, written, written_values
+from ppl.models.constraints.number_ranges import MOST_SIGNIFICANT, decimals_between, integers_between
+from ppl.models.constraints.patterns import parse
 from ppl.models.constraints.regular import Constraint, Regex
+from ppl.models.constraints.tables import TooLarge
 
 __all__ = ["JsonSchema"]
 
-_MOST_STATES = 50_000  # estimated; the index of such an automaton takes about ten seconds
-_ANNOTATIONS = frozenset(
-    "$schema $id $comment $defs definitions title description default examples deprecated readOnly writeOnly "
-    "discriminator".split()
-)
-_OF_TYPE = {
-    "string": frozenset(("minLength", "maxLength", "pattern", "format")),
-    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
-    "number": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
-    "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
-    "object": frozenset(("properties", "required", "additionalProperties", "minProperties", "maxProperties")),
-    "boolean": frozenset(),
-    "null": frozenset(),
-}
-_COMBINING = frozenset(("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"))
-_SUPPORTED = sorted(_COMBINING.union(*_OF_TYPE.values()))
-
-_ESCAPES = {'"': '"', "\\": "\\", "/": "/", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
-_MUST_ESCAPE = ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
-_YEAR = "[1-9][0-9]{3}"
-_LEAP_YEAR = "(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
-_DATE = (
-    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-    f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
-)
-_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
-_TIME = rf"{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,6}})?(?:Z|[+\-]{_CLOCK})"
-_FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "uuid": "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-}
-
-
-class _Piece(NamedTuple):
-    """A pattern and about how many states it takes. Where no text is possible, None stands in its place."""
-
-    pattern: str
-    states: int
+_MOST_VALUES = 6  # of the items of a list without repetition
+_MOST_NAME_PATTERNS = 4  # of one object
+_ANY_NUMBER = r"-?(?:0|[1-9][0-9]{0,18})(?:\.[0-9]{1,17})?(?:[eE][+\-]?[0-9]{1,2})?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +69,7 @@ class JsonSchema(Constraint):
     Raises:
         TypeError: `schema` is none of these.
         ValueError: the schema is no JSON, has a keyword that is not supported (the message names it, its path and what
-            is), or allows no text at all; or `whitespace` matches something else.
+            to use instead), takes too many states, or allows no text at all; or `whitespace` matches something else.
 
     Example:
         >>> JsonSchema({"type": "array", "items": {"type": "boolean"}}).matches("[true, false]")
@@ -115,7 +92,7 @@ class JsonSchema(Constraint):
             raise TypeError(f"`schema` must be a mapping, JSON text or a pydantic model, got {self.schema!r}.")
         try:
             object.__setattr__(self, "schema", json.dumps(schema, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"`schema` cannot be written as JSON: {error}.") from error
         blank = Regex(self.whitespace).language
         if not product(blank, Regex(r"[ \t\n\r]*").language.complement(), union=False).is_empty:
@@ -125,342 +102,351 @@ class JsonSchema(Constraint):
     @functools.cached_property
     def language(self) -> ByteAutomaton:
         """The automaton over bytes."""
-        schema = json.loads(self.schema)
-        spaces, flags = parse(self.whitespace)
-        piece = _Translation(schema, _Piece(emit(spaces, flags), weight(spaces))).value(schema, "#", ())
-        if piece is None:
-            raise ValueError(f"no JSON text satisfies `schema` {self.schema}.")
-        if piece.states > _MOST_STATES:
-            raise ValueError(
-                f"`schema` needs an automaton of about {piece.states} states; at most {_MOST_STATES} are built. Lower "
-                "its counts (maxLength, maxItems)."
-            )
-        return automaton_of(piece.pattern)
+        return _language_of(self.schema, self.whitespace)
 
 
-class _Translation:
-    """One schema on its way to a pattern; every method returns a piece, or None where no text is possible."""
+@functools.lru_cache(maxsize=64)
+def _language_of(schema: str, whitespace: str) -> ByteAutomaton:
+    root = json.loads(schema)
+    shapes = Shapes(root)
+    try:
+        writer = _Writer(shapes, embed(automaton_of(parse(whitespace))))
+        found = writer.value([Located(root, "#")], "#")
+        if found is None:
+            reasons = "; ".join(dict.fromkeys(shapes.contradictions[:3]))
+            shown = schema if len(schema) <= 200 else schema[:200] + "..."
+            raise ValueError(f"no JSON text satisfies `schema` {shown}: {reasons}.")
+        return automaton_of(found).to_bytes()
+    except TooLarge as error:
+        raise ValueError(f"`schema` is too large: {error}. Lower its counts (maxLength, maxItems).") from error
+    except RecursionError as error:
+        raise ValueError("`schema` nests too deep to be read.") from error
 
-    def __init__(self, root: Any, space: _Piece):
-        self.root = root
+
+class _Writer:
+    """Writes what shapes allow; every method gives None where no text is possible."""
+
+    def __init__(self, shapes: Shapes, space: Expression):
+        self.shapes = shapes
         self.space = space
-        self.comma = _sequence(_text(","), space)
+        self.comma = sequence(text(","), space)
+        self.colon = sequence(text(":"), space)
 
-    def value(self, schema: Any, path: str, references: tuple[str, ...]) -> _Piece | None:
-        if schema is False:
-            return None
-        if schema is True or schema == {}:
-            _refuse(path, "any JSON value is allowed here, to any depth: say which `type`")
-        if not isinstance(schema, dict):
-            _refuse(path, f"{schema!r} is no schema")
-        if "$id" in schema and schema is not self.root:
-            _refuse(path, "keyword '$id' inside of the schema, which would change what references mean")
-        for keyword in schema:
-            if keyword not in _SUPPORTED and keyword not in _ANNOTATIONS:
-                _refuse(path, f"keyword {keyword!r}")
-        for keyword in ("$ref", "const", "enum", "anyOf", "oneOf", "allOf"):
-            if keyword in schema:
-                beside = {"type"} if keyword in ("const", "enum") else set()
-                others = sorted(set(schema) - _ANNOTATIONS - {keyword} - beside)
-                if others:
-                    _refuse(path, f"keyword {others[0]!r} beside {keyword!r}")
-                return self._combined(keyword, schema, path, references)
-        types = self._types(schema, path)
-        return _either([self._typed(kind, schema, path, references) for kind in types])
+    def value(self, schemas: Sequence[Located], path: str) -> Expression | None:
+        """The values that satisfy all of some schemas; `path` is where they are asked for."""
+        found = self.shapes.of(schemas)
+        path = schemas[0].path if schemas else path
+        possible = frozenset().union(*(shape.possible_types for shape in found))
+        for shape in found:
+            for names, atoms in ((shape.formats, {"string"}), (shape.number_formats, {"integer", "fraction"})):
+                if names and not atoms & possible:
+                    refuse_format(path, names[0], ", ".join(sorted(possible)))
+        written_shapes = [self._shape(shape, path) for shape in found]
+        possible_shapes = [one for one in written_shapes if one is not None]
+        return either(possible_shapes) if possible_shapes else None
 
-    def _types(self, schema: dict, path: str) -> list[str]:
-        if "type" not in schema:
-            _refuse(path, "a schema without `type`, which allows values of every other type")
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        for kind in types:
-            if not isinstance(kind, str) or kind not in _OF_TYPE:
-                _refuse(path, f"type {kind!r} (types are {', '.join(_OF_TYPE)})")
-        return [kind for kind in dict.fromkeys(types) if not (kind == "integer" and "number" in types)]
+    def _impossible(self, path: str, why: str) -> None:
+        self.shapes.contradictions.append(f"{path} {why}")
 
-    def _combined(self, keyword: str, schema: dict, path: str, references: tuple[str, ...]) -> _Piece | None:
-        argument, inside = schema[keyword], f"{path}/{keyword}"
-        if keyword == "$ref":
-            if argument in references:
-                _refuse(path, f"the recursive reference {argument!r}")
-            return self.value(self._resolve(argument, path), str(argument), (*references, argument))
-        if not isinstance(argument, list) and keyword != "const":
-            _refuse(inside, f"{argument!r} where a list belongs")
-        if keyword in ("const", "enum"):
-            types = self._types(schema, path) if "type" in schema else list(_OF_TYPE)
-            values = [argument] if keyword == "const" else argument
-            return _either([self._constant(one) for one in values if any(_is_of(one, kind) for kind in types)])
-        if keyword == "allOf" and len(argument) != 1:
-            _refuse(path, "keyword 'allOf' with several schemas")
-        if keyword == "oneOf" and len(argument) > 1:
-            seen: set[str] = set()
-            for position, branch in enumerate(argument):
-                types = self._possible_types(branch, f"{inside}/{position}", references)
-                if types & seen:
-                    _refuse(inside, f"two branches of type {sorted(types & seen)[0]!r} (use anyOf)")
-                seen |= types
-        return _either([self.value(one, f"{inside}/{position}", references) for position, one in enumerate(argument)])
+    def _shape(self, shape: Shape, path: str) -> Expression | None:
+        if shape.values is not None:
+            whole = shape.whole or (shape.types is not None and "fraction" not in shape.types)
+            return either(self._constant(value, whole=whole) for value in shape.values)
+        if shape.types is None:
+            if shape == Shape():
+                refuse(path, "any JSON value is allowed here, to any depth", "say which `type`, or list an `enum`")
+            refuse(path, "a schema without `type`, which allows values of every other type", "say which `type`")
+        kinds = shape.possible_types
+        parts = []
+        if "null" in kinds:
+            parts.append(text("null"))
+        if "boolean" in kinds:
+            parts.append(either([text("true"), text("false")]))
+        if "integer" in kinds:
+            parts.append(self._number(shape, path))
+        if "string" in kinds:
+            parts.append(self._string(shape, path))
+        if "array" in kinds:
+            parts.append(self._array(shape, path))
+        if "object" in kinds:
+            parts.append(self._object(shape, path))
+        possible = [part for part in parts if part is not None]
+        return either(possible) if possible else None
 
-    def _possible_types(self, schema: Any, path: str, references: tuple[str, ...]) -> set[str]:
-        """The types of a branch's values; the whole numbers among them are numbers."""
-        if schema is False:
-            return set()
-        if not isinstance(schema, dict):
-            _refuse(path, f"{schema!r} within 'oneOf'")
-        if "$ref" in schema and schema["$ref"] not in references:
-            reference = schema["$ref"]
-            return self._possible_types(self._resolve(reference, path), path, (*references, reference))
-        if "const" in schema or "enum" in schema:
-            values = [schema["const"]] if "const" in schema else schema["enum"]
-            return {kind for one in values for kind in _OF_TYPE if kind != "integer" and _is_of(one, kind)}
-        return {"number" if kind == "integer" else kind for kind in self._types(schema, path)}
-
-    def _resolve(self, reference: Any, path: str) -> Any:
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            _refuse(path, f"the reference {reference!r}: only those within the schema (#/...) can be followed")
-        target = self.root
-        for part in reference.split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(target, dict) or name not in target:
-                _refuse(path, f"the reference {reference!r}, which leads nowhere")
-            target = target[name]
-        return target
-
-    def _constant(self, value: Any) -> _Piece:
+    def _constant(self, value: Any, *, whole: bool = False) -> Expression:
         if isinstance(value, dict):
-            members = [_sequence(self._name(name), self._constant(one)) for name, one in value.items()]
+            members = [sequence(self._name(name), self._constant(one)) for name, one in value.items()]
             return self._bracket("{", self._list(members), "}")
         if isinstance(value, list):
             return self._bracket("[", self._list([self._constant(one) for one in value]), "]")
-        return _text(_written(value))
+        if isinstance(value, str):
+            return text(written(value))
+        if isinstance(value, float) and value.is_integer() and abs(value) < 10**MOST_SIGNIFICANT:
+            return text(str(int(value))) if whole else either([text(str(int(value))), text(json.dumps(value))])
+        return text(json.dumps(value))
 
-    def _typed(self, kind: str, schema: dict, path: str, references: tuple[str, ...]) -> _Piece | None:
-        if kind == "null":
-            return _text("null")
-        if kind == "boolean":
-            return _either([_text("true"), _text("false")])
-        if kind in ("integer", "number"):
-            return _number(kind, schema, path)
-        if kind == "string":
-            return _sequence(_text('"'), _string(schema, path), _text('"'))
-        return (self._array if kind == "array" else self._object)(schema, path, references)
+    def _list(self, members: list[Expression]) -> Expression:
+        return sequence(
+            *(sequence(self.comma, one) if position else one for position, one in enumerate(members)), EMPTY
+        )
 
-    def _array(self, schema: dict, path: str, references: tuple[str, ...]) -> _Piece | None:
-        if schema.get("uniqueItems", False):
-            _refuse(path, "keyword 'uniqueItems'")
-        prefix, least, most = schema.get("prefixItems", []), _count(schema, "minItems", path), None
-        if prefix and "2020-12" not in schema.get("$schema", self._draft):
-            _refuse(path, "keyword 'prefixItems' in a draft that does not know it")
-        if not isinstance(prefix, list):
-            _refuse(path, f"keyword 'prefixItems' = {prefix!r}, which is no list")
-        if "maxItems" in schema:
-            most = _count(schema, "maxItems", path)
-            if most < least:
-                return None
-        fixed = [
-            self.value(one, f"{path}/prefixItems/{position}", references)
-            for position, one in enumerate(prefix[: len(prefix) if most is None else most])
-        ]
-        if None in fixed:
-            fixed, most = fixed[: fixed.index(None)], fixed.index(None)
-        rest = None
-        if most is None or most > len(fixed):
-            rest = self.value(schema.get("items", True), f"{path}/items", references)
-        body: _Piece | None = _text("")
-        least_more = max(least - len(fixed), 0)
-        if rest is not None:
-            most_more = None if most is None else most - len(fixed)
-            body = _repeat(_sequence(self.comma, rest), least_more, most_more)
-        elif least_more:
+    def _name(self, name: str) -> Expression:
+        return sequence(text(written(name)), self.colon)
+
+    def _bracket(self, opening: str, body: Expression, closing: str) -> Expression:
+        return sequence(text(opening), self.space, body, self.space, text(closing))
+
+    def _number(self, shape: Shape, path: str) -> Expression | None:
+        whole = "fraction" not in shape.possible_types
+        low, high = shape.low, shape.high
+        if not whole and low is None and high is None:
+            return embed(_numerals(_ANY_NUMBER))
+        if whole:
+            first = last = None
+            if low is not None:
+                first = math.floor(low.value) + 1 if low.is_open else math.ceil(low.value)
+            if high is not None:
+                last = math.ceil(high.value) - 1 if high.is_open else math.floor(high.value)
+            pattern = integers_between(first, last)
+        else:
+            pattern = decimals_between(
+                None if low is None else low.value,
+                None if high is None else high.value,
+                open_below=low is not None and low.is_open,
+                open_above=high is not None and high.is_open,
+            )
+        numerals = None if pattern is None else _numerals(pattern)
+        if numerals is not None and shape.multiple > 1:
+            numerals = numerals & _multiples(shape.multiple)
+        if numerals is None or numerals.is_empty:
+            if not whole and (low is None or high is None or low.value < high.value):
+                refuse(
+                    path,
+                    f"bounds between which no number of {MOST_SIGNIFICANT} digits lies",
+                    "use type integer, or bounds of fewer digits",
+                )
+            self._impossible(path, "has bounds between which no number lies")
             return None
-        if not fixed:  # the first of the rest has no comma before it
-            if rest is not None:
-                most_after = None if most is None else most - 1
-                filled = _sequence(rest, _repeat(_sequence(self.comma, rest), max(least - 1, 0), most_after))
-                body = filled if least else _either([_text(""), filled])
-            return self._bracket("[", body, "]")
-        for position in reversed(range(len(fixed))):
-            body = _sequence(self.comma if position else _text(""), fixed[position], body)
-            if position >= least:
-                body = _either([_text(""), body])
-        return self._bracket("[", body, "]")
+        return embed(numerals)
 
-    def _object(self, schema: dict, path: str, references: tuple[str, ...]) -> _Piece | None:
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            _refuse(path, "`properties` that are no mapping, or `required` that is no list")
-        unknown = [name for name in required if name not in properties]
-        if unknown:
-            _refuse(path, f"{unknown[0]!r} in 'required' without a schema in 'properties'")
-        least = _count(schema, "minProperties", path)
-        most = _count(schema, "maxProperties", path) if "maxProperties" in schema else None
-        if not properties:
-            return self._map(schema, path, references, least, most)
-        if least > len(set(required)):
-            _refuse(path, "keyword 'minProperties' above the number of required properties")
-        if most is not None and most < len(properties):
-            _refuse(path, "keyword 'maxProperties' below the number of properties")
-        # What follows once something is written, and what follows while nothing is.
-        after, before = _text(""), _text("")
-        for name in reversed(properties):
-            inner = self.value(properties[name], f"{path}/properties/{name}", references)
-            if inner is None and name in required:
-                return None
-            if inner is None:
-                continue
-            member = _sequence(self._name(name), inner)
-            first = _sequence(member, after)
-            following = _sequence(self.comma, member)
-            if name in required:
-                before, after = first, _sequence(following, after)
-            else:
-                before, after = _either([first, before]), _sequence(_repeat(following, 0, 1), after)
-        return self._bracket("{", before, "}")
-
-    def _map(self, schema: dict, path: str, references: tuple[str, ...], least: int, most: int | None) -> _Piece | None:
-        """An object with free names. A name that comes twice counts once, so no more than one can be asked for."""
-        if "additionalProperties" not in schema and "properties" not in schema and most != 0:
-            _refuse(path, "an object without 'properties' and 'additionalProperties', whose values may be anything")
-        if least > 1:
-            _refuse(path, "keyword 'minProperties' above 1 for free names")
-        additional = schema.get("additionalProperties", False)
-        inner = None if most == 0 else self.value(additional, f"{path}/additionalProperties", references)
-        if inner is None:
-            return None if least else self._bracket("{", _text(""), "}")
-        member = _sequence(_text('"'), _string({}, path), _text('"'), _text(":"), self.space, inner)
-        more = _repeat(_sequence(self.comma, member), 0, None if most is None else most - 1)
-        filled = _sequence(member, more)
-        return self._bracket("{", filled if least else _either([_text(""), filled]), "}")
-
-    @property
-    def _draft(self) -> str:
-        return self.root.get("$schema", "2020-12") if isinstance(self.root, dict) else "2020-12"
-
-    def _name(self, name: str) -> _Piece:
-        return _sequence(_text(_written(name)), _text(":"), self.space)
-
-    def _list(self, members: list[_Piece]) -> _Piece:
-        return _sequence(
-            *(_sequence(self.comma if position else _text(""), one) for position, one in enumerate(members))
-        )
-
-    def _bracket(self, opening: str, body: _Piece | None, closing: str) -> _Piece | None:
-        return _sequence(_text(opening), self.space, body, self.space, _text(closing))
-
-
-def _refuse(path: str, what: str) -> None:
-    raise ValueError(f"`schema` is not supported at {path}: {what}. Supported keywords are {', '.join(_SUPPORTED)}.")
-
-
-def _count(schema: dict, keyword: str, path: str) -> int:
-    value = schema.get(keyword, 0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
-        _refuse(path, f"{keyword!r} = {value!r}, which is no count")
-    return int(value)
-
-
-def _is_of(value: Any, kind: str) -> bool:
-    if kind in ("integer", "number"):
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        return not isinstance(value, bool) and (whole or (kind == "number" and isinstance(value, float)))
-    python = {"string": str, "array": list, "object": dict, "boolean": bool, "null": type(None)}
-    return isinstance(value, python[kind])
-
-
-def _written(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    plain = all(not 0xD800 <= ord(one) < 0xE000 and one != "\U0010ffff" for one in text)
-    return text if plain else json.dumps(value)
-
-
-def _number(kind: str, schema: dict, path: str) -> _Piece | None:
-    bounds = {}
-    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
-        if keyword in schema:
-            bound = schema[keyword]
-            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-                _refuse(path, f"{keyword!r} = {bound!r}, which is no number")
-            if abs(bound) >= 10**9 if kind == "number" else abs(bound) >= 2**53:
-                _refuse(path, f"{keyword!r} = {bound!r}, which is too large")
-            if kind == "number" and bound != int(bound):
-                _refuse(path, f"{keyword!r} = {bound!r}: bounds of a number must be whole")
-            bounds[keyword] = bound
-    if kind == "integer":
-        low = [-(-bounds["minimum"] // 1)] if "minimum" in bounds else []
-        low += [bounds["exclusiveMinimum"] // 1 + 1] if "exclusiveMinimum" in bounds else []
-        high = [bounds["maximum"] // 1] if "maximum" in bounds else []
-        high += [-(-bounds["exclusiveMaximum"] // 1) - 1] if "exclusiveMaximum" in bounds else []
-        pattern = integers_between(int(max(low)) if low else None, int(min(high)) if high else None)
-    elif bounds:
-        low = [(int(bounds[key]), key != "minimum") for key in ("minimum", "exclusiveMinimum") if key in bounds]
-        high = [(int(bounds[key]), key == "maximum") for key in ("maximum", "exclusiveMaximum") if key in bounds]
-        lower, upper = max(low, default=None), min(high, default=None)
-        pattern = decimals_between(
-            None if lower is None else lower[0],
-            None if upper is None else upper[0],
-            open_below=lower is not None and lower[1],
-            open_above=upper is not None and not upper[1],
-        )
-    else:
-        pattern = r"-?(?:0|[1-9][0-9]{0,18})(?:\.[0-9]{1,17})?(?:[eE][+\-]?[0-9]{1,2})?"
-    return None if pattern is None else _Piece(f"(?:{pattern})", 60)
-
-
-def _string(schema: dict, path: str) -> _Piece | None:
-    """What stands between the quotes."""
-    character = _Piece(_json_character(ANY), 14)
-    least = _count(schema, "minLength", path)
-    most = _count(schema, "maxLength", path) if "maxLength" in schema else None
-    if "format" in schema:
-        if schema["format"] not in _FORMATS:
-            _refuse(path, f"format {schema['format']!r} (formats are {', '.join(_FORMATS)})")
-        if least or most is not None or "pattern" in schema:
-            _refuse(path, "'format' together with a length or a pattern")
-        return _Piece(_FORMATS[schema["format"]], 80)
-    if "pattern" in schema:
-        if least or most is not None:
-            _refuse(path, "'pattern' together with 'minLength' or 'maxLength'")
+    def _string(self, shape: Shape, path: str) -> Expression | None:
         try:
-            alternatives, flags = parse(schema["pattern"])
-            written = emit(alternatives, flags, _json_character, f"(?:{character.pattern})*")
-        except (TypeError, ValueError) as error:
-            _refuse(path, f"pattern {schema['pattern']!r}: {error}")
-        return None if written == NOTHING else _Piece(written, 4 * weight(alternatives) + 28)
-    return _repeat(character, least, most)
+            values = shape.strings()
+        except TooLarge as error:
+            refuse(path, f"its strings: {error}", "lower `minLength` and `maxLength`, or the counts of `pattern`")
+        if values.is_empty:
+            self._impossible(path, "has a length, pattern or format that no string satisfies together")
+            return None
+        found = written_values(values)
+        if found is None:
+            refuse(path, "strings that need control characters without a short escape", "list them in an `enum`")
+        return found
+
+    def _array(self, shape: Shape, path: str) -> Expression | None:
+        least, most = shape.fewest_items, shape.most_items
+        if most is not None and most < least:
+            self._impossible(path, "has 'minItems' above 'maxItems'")
+            return None
+        if shape.unique and (most is None or most > 1):
+            return self._unlike(shape, path)
+        length = max((len(one.first) for one in shape.elements), default=0)
+        first: list[Expression] = []
+        for place in range(length if most is None else min(length, most)):
+            inner = self.value(shape.element(place), f"{path}/prefixItems/{place}")
+            if inner is None:
+                most = place
+                break
+            first.append(inner)
+        rest = None
+        if most is None or most > len(first):
+            rest = self.value(shape.element(length), f"{path}/items")
+            most = len(first) if rest is None else most
+        if most is not None and most < least:
+            self._impossible(path, "needs more items than can be written")
+            return None
+        # Nodes 0, .., k: so many of the first items are written. The last node writes what follows.
+        edges: list[list[tuple[Expression, int]]] = [
+            [(sequence(self.comma, one) if place else one, place + 1)] for place, one in enumerate(first)
+        ]
+        edges.append([])
+        accepting = {place for place in range(len(first)) if place >= least}
+        if rest is None:
+            accepting.add(len(first))
+        else:
+            fewer = 0 if first else 1  # the first item of all has no comma before it
+            more = repeat(
+                sequence(self.comma, rest),
+                max(least - len(first) - fewer, 0),
+                None if most is None else most - len(first) - fewer,
+            )
+            more = more if first else sequence(rest, more)
+            edges[-1].append((more if first or least else optional(more), len(edges)))
+            edges.append([])
+            accepting.add(len(edges) - 1)
+        return self._bracket("[", Graph(edges, frozenset(accepting)), "]")
+
+    def _unlike(self, shape: Shape, path: str) -> Expression | None:
+        """Lists of which no two items are equal: a node for every set of values that are written."""
+        values = None if any(one.first for one in shape.elements) else self._finite(shape.element(0))
+        if values is None or len(values) > _MOST_VALUES:
+            refuse(
+                path,
+                "'uniqueItems' of items that may have other values",
+                f"give `items` an `enum` of at most {_MOST_VALUES} values, or leave it out",
+            )
+        least, most = shape.fewest_items, min(len(values), math.inf if shape.most_items is None else shape.most_items)
+        if least > most:
+            self._impossible(path, "needs more items than there are values")
+            return None
+        edges: list[list[tuple[Expression, int]]] = []
+        for chosen in range(1 << len(values)):
+            comma = self.comma if chosen else EMPTY
+            edges.append(
+                [
+                    (sequence(comma, self._constant(value)), chosen | 1 << place)
+                    for place, value in enumerate(values)
+                    if not chosen >> place & 1 and chosen.bit_count() < most
+                ]
+            )
+        accepting = (chosen for chosen in range(1 << len(values)) if least <= chosen.bit_count() <= most)
+        return self._bracket("[", Graph(edges, frozenset(accepting)), "]")
+
+    def _finite(self, schemas: Sequence[Located]) -> list[Any] | None:
+        """All values that satisfy some schemas, None where there may be any number."""
+        values: list[Any] = []
+        for shape in self.shapes.of(schemas):
+            if shape.values is None and not shape.possible_types <= {"boolean", "null"}:
+                return None
+            own = shape.values
+            if own is None:
+                own = [
+                    one
+                    for one, kind in ((True, "boolean"), (False, "boolean"), (None, "null"))
+                    if kind in shape.possible_types
+                ]
+            for one in own:
+                if not any(same(one, other) for other in values):
+                    values.append(one)
+        return values
+
+    def _object(self, shape: Shape, path: str) -> Expression | None:
+        names = shape.names
+        if not names and not any(one.is_named for one in shape.properties):
+            return self._map(shape, path)
+        members: dict[str, Expression] = {}
+        for name in names:
+            if not shape.property_(name):
+                where = "'required'" if name in shape.required else "'properties'"
+                refuse(
+                    f"{path}/properties/{name}",
+                    f"{name!r} in {where} without a schema, which may be anything",
+                    "give it a schema in `properties`",
+                )
+            inner = self.value(shape.property_(name), f"{path}/properties/{name}")
+            if inner is not None:
+                members[name] = sequence(self._name(name), inner)
+        missing = [name for name in shape.required if name not in members]
+        least = max(shape.fewest_properties, len(shape.required))
+        most = len(members) if shape.most_properties is None else min(shape.most_properties, len(members))
+        if missing or least > most:
+            self._impossible(path, f"needs {missing[0]!r}" if missing else "needs more properties than it may have")
+            return None
+        # Nodes (i, c): the first i properties are decided, c of them written; beyond what is asked, c is not counted.
+        counted = most + 1 if most < len(members) else max(1, least if least > len(shape.required) else 0)
+        number: dict[tuple[int, int, str], int] = {(0, 0, ""): 0}
+        edges: list[list[tuple[Expression, int]]] = [[]]
+
+        def node(place: int, count: int, half: str = "") -> int:
+            key = (place, min(count, counted), half)
+            if key not in number:
+                number[key] = len(edges)
+                edges.append([])
+            return number[key]
+
+        reached = [0]
+        for place, (name, member) in enumerate(members.items()):
+            following: set[int] = set()
+            for count in reached:
+                if name not in shape.required:
+                    edges[node(place, count)].append((EMPTY, node(place + 1, count)))
+                    following.add(min(count, counted))
+                if count < most or most == len(members):
+                    half = node(place, count + 1, "after a comma")
+                    edges[node(place, count)].append((self.comma if count else EMPTY, half))
+                    if not edges[half]:
+                        edges[half].append((member, node(place + 1, count + 1)))
+                    following.add(min(count + 1, counted))
+            reached = sorted(following)
+        accepting = frozenset(node(len(members), c) for c in reached if c >= min(least, counted))
+        return self._bracket("{", Graph(edges, accepting), "}")
+
+    def _map(self, shape: Shape, path: str) -> Expression | None:
+        """An object with free names. A name that comes twice counts once, so no more than one can be asked for."""
+        least, most = shape.fewest_properties, shape.most_properties
+        if most == 0:
+            return None if least else self._bracket("{", EMPTY, "}")
+        if not shape.properties:
+            refuse(
+                path,
+                "an object without 'properties' and 'additionalProperties', whose values may be anything",
+                "say which `properties` there are",
+            )
+        if least > 1:
+            refuse(
+                path,
+                "keyword 'minProperties' above 1 for free names, which could come twice",
+                "name the properties in `properties` and `required`",
+            )
+        if most is not None and most < least:
+            self._impossible(path, "has 'minProperties' above 'maxProperties'")
+            return None
+        patterns = list(dict.fromkeys(pattern for one in shape.properties for pattern in one.by_pattern))
+        if len(patterns) > _MOST_NAME_PATTERNS:
+            refuse(path, f"more than {_MOST_NAME_PATTERNS} 'patternProperties'", "name the properties in `properties`")
+        members = []
+        for chosen in itertools.product((False, True), repeat=len(patterns)):
+            schemas: list[Located] = []
+            for one in shape.properties:
+                own = [
+                    one.by_pattern[p]
+                    for p, is_in in zip(patterns, chosen, strict=True)
+                    if is_in and p in one.by_pattern
+                ]
+                schemas += own or ([one.others] if one.others is not None else [])
+            if not schemas and patterns:
+                continue  # names that no pattern matches, and of which nothing is said
+            names = automaton_of(anything())
+            for pattern, is_in in zip(patterns, chosen, strict=True):
+                names = names & (matching(pattern) if is_in else matching(pattern).complement())
+            written_names = None if names.is_empty else written_values(names)
+            if written_names is None:
+                continue
+            inner = self.value(schemas, f"{path}/additionalProperties")
+            if inner is not None:
+                members.append(sequence(written_names, self.colon, inner))
+        if not members:
+            if least:
+                self._impossible(path, "needs a property, and none may be written")
+                return None
+            return self._bracket("{", EMPTY, "}")
+        member = either(members)
+        filled = sequence(member, repeat(sequence(self.comma, member), 0, None if most is None else most - 1))
+        return self._bracket("{", filled if least else optional(filled), "}")
 
 
-def _json_character(points: CodePoints) -> str | None:
-    """The pattern of one character of a set as JSON writes it within quotes; None if it has no such form."""
-    plain = difference(points, _MUST_ESCAPE)
-    escaped = [one for one in _ESCAPES if any(low <= ord(one) <= high for low, high in points)]
-    written = [set_pattern(plain)] if plain else []
-    if escaped:
-        codes = set_pattern(code_points((ord(_ESCAPES[one]), ord(_ESCAPES[one])) for one in escaped))
-        written.append(literal("\\") + codes)
-    return "(?:" + "|".join(written) + ")" if written else None
+@functools.lru_cache(maxsize=256)
+def _numerals(pattern: str) -> CharacterAutomaton:
+    return automaton_of(parse(pattern))
 
 
-def _text(text: str) -> _Piece:
-    return _Piece(literal(text), len(text.encode()))
-
-
-def _sequence(*pieces: _Piece | None) -> _Piece | None:
-    if None in pieces:
-        return None
-    return _Piece("".join(piece.pattern for piece in pieces), sum(piece.states for piece in pieces))
-
-
-def _either(pieces: list[_Piece | None]) -> _Piece | None:
-    possible = [piece for piece in pieces if piece is not None]
-    if not possible:
-        return None
-    pattern = "(?:" + "|".join(piece.pattern for piece in possible) + ")"
-    return _Piece(pattern, sum(piece.states for piece in possible))
-
-
-def _repeat(piece: _Piece | None, least: int, most: int | None) -> _Piece | None:
-    if most is not None and most < least:
-        return None
-    if piece is None:
-        return None if least else _text("")
-    copies = max(least, 1) if most is None else most
-    return _Piece(f"(?:{piece.pattern}){{{least},{'' if most is None else most}}}", piece.states * copies)
+@functools.lru_cache(maxsize=64)
+def _multiples(divisor: int) -> CharacterAutomaton:
+    """The numerals of the multiples of a whole number: a node for every remainder, after a sign or none."""
+    digits = [Characters(of(str(digit))) for digit in range(10)]
+    edges: list[list[tuple[Expression, int]]] = [
+        [(Characters(of("-")), 1), *((one, 2 + digit % divisor) for digit, one in enumerate(digits))],
+        [(one, 2 + digit % divisor) for digit, one in enumerate(digits)],
+    ]
+    for rest in range(divisor):
+        edges.append([(one, 2 + (10 * rest + digit) % divisor) for digit, one in enumerate(digits)])
+    return automaton_of(Graph(edges, frozenset({2})))

@@ -3,7 +3,7 @@ r"""Constraints on a text as a whole, closed under and, or, not: `Regex`, `Choic
 A constraint is a set of texts. `a & b` is the intersection, `a | b` the union, `~a` the complement among all texts.
 Tokens play no part in it: a text is a string of characters, and every sequence of tokens whose bytes spell it counts.
 Bytes that are not UTF-8, a character that is cut off at the end included, are no text and satisfy nothing, `~a`
-neither; nor does a text with the noncharacter U+10FFFF.
+neither.
 
 For the 49,152 tokens of SmolLM2, on one core of a CPU (a tree of the vocabulary is built once, in 0.2 s):
 
@@ -25,12 +25,12 @@ import functools
 
 from ppl.models.constraints.automaton import Automaton, over_tokens
 from ppl.models.constraints.byte_automaton import ByteAutomaton, from_strings, product
-from ppl.models.constraints.patterns import ANY, automaton_of, emit, parse, set_pattern, weight
+from ppl.models.constraints.expressions import anything, automaton_of
+from ppl.models.constraints.patterns import parse
+from ppl.models.constraints.tables import TooLarge
 from ppl.models.constraints.vocabulary import Vocabulary
 
 __all__ = ["Choice", "Constraint", "Regex"]
-
-_MOST_STATES = 100_000  # estimated
 
 
 class Constraint(abc.ABC):
@@ -72,24 +72,28 @@ def _compile(constraint: Constraint, vocabulary: Vocabulary) -> Automaton:
 
 
 @functools.lru_cache(maxsize=256)
-def _automaton_of(pattern: str) -> ByteAutomaton:
-    return automaton_of(pattern)
+def _language_of(pattern: str) -> ByteAutomaton:
+    return automaton_of(parse(pattern)).to_bytes()
+
+
+@functools.cache
+def _every_text() -> ByteAutomaton:
+    return automaton_of(anything()).to_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
 class Regex(Constraint):
     r"""The texts that a regular expression matches as a whole, as `re.fullmatch` has it.
 
-    What a language model writes ends by an end token within the budget, or fills the budget: which of several matches
-    is how likely depends on `max_tokens`, as `Choice` says.
-
     Attributes:
-        pattern: in the syntax of Python's `re`. Look-around, back-references, possessive and atomic groups cannot be
-            had, nor anchors but at the edges, where they change nothing. Patterns such as `[ab]*a[ab]{20}`, which must
-            remember every place where a part may have begun, take 2^20 states, and as long to compile.
+        pattern: in the syntax of Python's `re`, with all flags; anchors and word boundaries may stand anywhere.
+            Look-around, back-references, conditional groups, possessive and atomic groups are refused, and so are
+            patterns such as `[ab]*a[ab]{20}`, which must remember every place where a part may have begun: it would
+            take 2^20 states.
 
     Raises:
-        ValueError: a pattern that Python refuses or that is not regular.
+        ValueError: a pattern that Python refuses, that is not regular or takes too many states; the message says what
+            to write instead.
 
     Example:
         >>> Regex(r"(Apples|Pears)\.").matches("Pears.")
@@ -106,27 +110,18 @@ class Regex(Constraint):
     @functools.cached_property
     def language(self) -> ByteAutomaton:
         """The automaton over bytes."""
-        alternatives, flags = parse(self.pattern)
-        if weight(alternatives) > _MOST_STATES:
-            raise ValueError(
-                f"`pattern` {self.pattern!r} needs an automaton of about {weight(alternatives)} states; at most "
-                f"{_MOST_STATES} are built. Lower its counts."
-            )
         try:
-            return _automaton_of(emit(alternatives, flags))
-        except ValueError as error:
-            raise ValueError(f"`pattern` {self.pattern!r} cannot be compiled: {error}") from error
+            return _language_of(self.pattern)
+        except TooLarge as error:
+            raise ValueError(
+                f"`pattern` {self.pattern!r} cannot be compiled: {error}. Lower its counts; what must remember every "
+                "place where a part may have begun, as `.*a.{20}` must, doubles with each."
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Constraint):
     """One of some strings.
-
-    As a condition on what a language model writes it is a choice among whole texts. A text ends by an end token within
-    the budget, or fills the budget, so that the odds of the strings depend on `max_tokens`: a string that fills it is
-    not asked to end. What the strings are worth as continuations, whatever follows them, is `lm.log_prob(prompt,
-    string)` of each; to compare them as whole texts give a budget of one token more than the longest has, and
-    `constrain(choice, require_end=True)`.
 
     Attributes:
         strings: the texts, at least one; a tuple after construction.
@@ -150,8 +145,8 @@ class Choice(Constraint):
         for string in self.strings:
             if not isinstance(string, str):
                 raise TypeError(f"`strings` must hold strings, got {string!r}.")
-            if any(0xD800 <= ord(one) < 0xE000 or one == "\U0010ffff" for one in string):
-                raise ValueError(f"`strings` holds {string!r}, which has a surrogate or U+10FFFF: no text has them.")
+            if any(0xD800 <= ord(one) < 0xE000 for one in string):
+                raise ValueError(f"`strings` holds {string!r}, which has a surrogate: no text has one.")
 
     @functools.cached_property
     def language(self) -> ByteAutomaton:
@@ -194,5 +189,4 @@ class _Not(Constraint):
 
     @functools.cached_property
     def language(self) -> ByteAutomaton:
-        every_text = _automaton_of(f"{set_pattern(ANY)}*")
-        return product(self.constraint.language.complement(), every_text, union=False)
+        return product(self.constraint.language.complement(), _every_text(), union=False)

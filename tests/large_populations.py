@@ -5,7 +5,8 @@ from some row on. The check runs a program at large N in float32, with its draws
 log-weight with `ppl.log_density` of its sites in float64, a few particles at a time. The weights of importance sampling
 are compared in the same way, less the density of what was drawn.
 
-    python -m tests.large_populations          all of them, in a few minutes
+    python -m tests.large_populations                all of them, in a few minutes
+    python -m tests.large_populations Gamma Beta     some
 """
 
 import functools
@@ -266,10 +267,12 @@ STRUCTURES = {
 }
 
 
-def main() -> None:
-    """Check every family and structure at N = 2^17; to be run with every supported version of jaxlib."""
+def main(names: list[str]) -> None:
+    """Check families and structures at N = 2^17, all if none is named; for every supported version of jaxlib."""
     print(f"jax {jax.__version__}, jaxlib {jaxlib.__version__}")
     checks = {name: functools.partial(family_program, name) for name in FAMILIES} | STRUCTURES
+    if names:
+        checks = {name: checks[name] for name in names}
     failed = []
     for name, program in checks.items():
         try:
@@ -283,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -124,7 +124,9 @@ COMPOSED = {
         0.3,
     ),
     "MixtureSameFamily": (
-        lambda z: dist.MixtureSameFamily(dist.Categorical(_simplex(z)), dist.Gamma(jnp.array([1.0, 2.0, 3.0]), _positive(z))),
+        lambda z: dist.MixtureSameFamily(
+            dist.Categorical(_simplex(z)), dist.Gamma(jnp.array([1.0, 2.0, 3.0]), _positive(z))
+        ),
         0.8,
     ),
     "transformed by tanh": (

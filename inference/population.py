@@ -97,7 +97,7 @@ def run_population(
 
 
 def _staged(program: Program, needs_gradient: bool) -> tuple[Staged, frozenset[str] | None]:
-    """Return a staged program and, if it is traced, so that a derivative may be taken, the draws that go by their path."""
+    """Return a staged program and, where a derivative may be taken of it, the draws that go by their path."""
     staged = program.stage(keep_rules=needs_gradient)
     if not runners.is_traced((staged.inputs, staged.given)):
         return staged, None

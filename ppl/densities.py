@@ -8,8 +8,8 @@ distribution's batch:
     -inf        where the value lies outside the support (law L1), or no value is possible: all logits are -inf     (3)
     log p(x)    elsewhere
 
-`numpyro.distributions` builds distributions out of others: `mask`, `expand`, `to_event`, transforms, mixtures. The rules
-hold for the parts, wherever they stand, so this module walks through all of them.
+`numpyro.distributions` builds distributions out of others: `mask`, `expand`, `to_event`, transforms, mixtures. The
+rules hold for the parts, wherever they stand, so this module walks through all of them.
 
 A mask takes entries out of an observation. A *latent* site keeps the density of its masked entries: they are drawn like
 the others, and padding would wander freely without their density; see `latent`.
@@ -123,7 +123,7 @@ def _judge(distribution: dist.Distribution, value: Any) -> _Verdict:
     if jnp.issubdtype(jnp.result_type(value), jnp.inexact):
         event = tuple(range(jnp.ndim(value) - len(distribution.event_shape), jnp.ndim(value)))
         sound = _both(sound, ~jnp.any(jnp.isnan(value), axis=event))
-    # Under `expand` the value has the batch of the expanded distribution: flags may have more leading axes than `batch`.
+    # Under `expand` the value has the batch of the expanded distribution: flags may have more axes than `batch`.
     return _Verdict(inside, sound if sound is None or jnp.ndim(sound) else jnp.broadcast_to(sound, batch), None)
 
 
@@ -132,7 +132,7 @@ def _both(a: Any, b: Any) -> Any:
 
 
 def _all_but(flags: Any, base_shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> Any:
-    """Return flags that broadcast to `base_shape`, on all of whose axes beyond those of `batch_shape` they must hold."""
+    """Return whether flags hold on all axes of `base_shape` beyond those of `batch_shape`."""
     if flags is None:
         return None
     flags = jnp.broadcast_to(flags, jnp.broadcast_shapes(jnp.shape(flags), base_shape))
@@ -188,7 +188,7 @@ def _covers(transform: Any) -> bool:
 
 
 def _valid(distribution: dist.Distribution) -> Any:
-    """Return where the parameters are valid, bools that broadcast to the batch shape; None where they are known to be."""
+    """Return where the parameters are valid, bools that broadcast to the batch shape; None where that is known."""
     own = getattr(distribution, "parameters_valid", None)
     if own is not None:  # a distribution that knows a cheaper test
         return own()
@@ -237,9 +237,7 @@ def _parts(distribution: dist.Distribution) -> Iterator[dist.Distribution]:
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(
-        a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False)
-    )
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _checked(test: Any, *parameters: Any) -> Any:

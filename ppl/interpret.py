@@ -37,8 +37,8 @@ import jax
 import jax.numpy as jnp
 
 from ppl import draws, replay
-from ppl.derivatives import refuse, remembered
 from ppl.dataflow import stretch_flags
+from ppl.derivatives import refuse, remembered
 from ppl.errors import SiteTypeError
 from ppl.ir import Block, Draw, Given, Loop, Record, Score, Stretch
 from ppl.iterate import iterate
@@ -302,7 +302,6 @@ class Interpreter:
 
     def _possible_where_frozen(self, node: Draw, lane: Lane, frame: Frame) -> Lane:
         """Put a possible value in the place of one that does not count, so that gradients through it are finite."""
-
         sampler, parameters = node.sampler, node.parameters
         if sampler is None:
             sampler, parameters = node.proposal, node.proposal_parameters
@@ -349,8 +348,7 @@ class Interpreter:
             return
         for lane in lanes:
             if jnp.issubdtype(lane.array.dtype, jnp.inexact):
-                missing = self.map(lambda x: jnp.where(jnp.any(jnp.isnan(jax.lax.stop_gradient(x))), jnp.nan, 0.0), lane)
-                self._weigh(name, missing, frame)
+                self._weigh(name, self.map(_nan_where_nan, lane), frame)
 
     def _weight_of_drawn(self, node: Score, log_density: Lane, frame: Frame) -> Lane | None:
         """Return the log-weight of a value that was drawn; None where it is 0 and no derivative is remembered."""
@@ -366,7 +364,7 @@ class Interpreter:
                 f"the proposal of {node.name!r} ({node.where}) depends on what the run is differentiated with respect "
                 "to, and its draws do not move smoothly with it. Z does not depend on a proposal: for the derivative "
                 "of exp(log_evidence) wrap the proposal's parameters in jax.lax.stop_gradient. The derivative of "
-                "E[log_evidence], an ELBO, needs a proposal of continuous values that move smoothly, such as dist.Normal."
+                "E[log_evidence], an ELBO, needs a proposal whose values move smoothly, such as dist.Normal."
             )
             held = self.map(lambda x: jax.lax.stop_gradient(refuse(x, message)), log_proposal)
             weight = self.map(jnp.subtract, log_density, held)
@@ -468,6 +466,10 @@ class Interpreter:
         for name, counts in out["blame"].items():
             summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
             frame.blame[name] = summed | {"start": frame.steps}
+
+
+def _nan_where_nan(x):
+    return jnp.where(jnp.any(jnp.isnan(jax.lax.stop_gradient(x))), jnp.nan, 0.0)
 
 
 def _needed_later(block: Block, outputs: set[int]) -> list[set[int]]:

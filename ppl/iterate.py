@@ -82,7 +82,7 @@ def _until_all_are_frozen(plan: LoopPlan, iteration: Callable, state, xs):
 
 
 def _scan_while(running: Callable, iteration: Callable, idle: Callable, state, xs):
-    """Run the same iterations in a scan, which has a derivative in reverse; those that would not run pass in a branch."""
+    """Run the same iterations in a scan, which has a derivative in reverse; a branch passes those that do not run."""
 
     def step(state, x):
         shapes = jax.eval_shape(iteration, state, x)[1]

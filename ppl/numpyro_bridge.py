@@ -104,8 +104,8 @@ def _bind_draw(staging: Staging, name: str, law, proposal, scale):
         proposer, proposal_parameters = _sampler(staging, name, "proposal", proposal)
         if proposer is None:
             raise SiteTypeError(
-                f"sample({full_name!r}) at {where}: the proposal {type(proposal).__name__} has no sampler. Propose from "
-                "a distribution that can be drawn from, such as dist.Normal(0.0, 1.0)."
+                f"sample({full_name!r}) at {where}: the proposal {type(proposal).__name__} has no sampler. Propose "
+                "from a distribution that can be drawn from, such as dist.Normal(0.0, 1.0)."
             )
         drawn, shape = proposer.out_avals[0], law.batch_shape + law.event_shape
         if drawn.shape != shape:

@@ -2,7 +2,7 @@
 
 A model is run once, under `jax.make_jaxpr`, and each statement leaves an equation in the jaxpr:
 
-    value = draw[sampler, proposal] parameters      the law as a program from (parameters, key) to a value, if it has one
+    value = draw[sampler, proposal] parameters      the law as a program from (parameters, key) to a value
     score[name, kind] log_density (log_proposal)    log p(value), computed by ordinary equations beside it
     record[name] value
     given[name] value                               a site of an inner program that is observed

@@ -51,7 +51,8 @@ def children_log_weights(
 
 @jax.custom_jvp
 def _remembering(log_weights, ancestors):
-    return jnp.where(jnp.isnan(log_weights[ancestors]), 0.0, jnp.zeros((), log_weights.dtype))  # batched as its inputs are
+    # Zeros that `vmap` batches as its inputs are.
+    return jnp.where(jnp.isnan(log_weights[ancestors]), 0.0, jnp.zeros((), log_weights.dtype))
 
 
 @_remembering.defjvp

@@ -10,6 +10,7 @@ draw, a resampling or a move, cannot pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,8 @@ def assert_unbiased_gradient(
     key, count = jax.random.key(0), 0
     found = jax.tree.map(lambda x: np.zeros(x.shape), arguments)
     for probability, gradient in enumerate_runs(jax.grad(estimate), arguments, key)(arguments, key, max_runs=max_runs):
-        found = jax.tree.map(lambda total, g: total + probability * np.asarray(g, np.float64), found, gradient)
+        weighted = jax.tree.map(functools.partial(np.multiply, probability, dtype=np.float64), gradient)
+        found = jax.tree.map(np.add, found, weighted)
         count += 1
     exact = jax.tree.map(lambda g: np.asarray(g, np.float64), jax.grad(mass)(arguments))
     wrong = [

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import ppl
-from ppl.inference import MCMC, MH, SMC, Regenerate
+from ppl.inference import MCMC, MH, SMC, Regenerate, Sequence
 from ppl.models import MarkovChain
 from ppl.testing import assert_invariant
 
@@ -167,4 +167,4 @@ def test_kernels_that_do_not_fit_the_program_say_why(kernel, message):
 def test_events_along_a_loop_that_may_stop_are_refused():
     kernel = MH(lambda sites: {"x": dist.Bernoulli(jnp.full(2, 0.5)).to_event(1)})
     with pytest.raises(ppl.SiteValueError, match="Do not make an event"):
-        ppl.infer(stopping(), MCMC(kernel, 10))
+        ppl.infer(stopping(), MCMC(Sequence(kernel, Regenerate("fast")), 10))

@@ -304,7 +304,7 @@ ALGORITHMS = {
     "NoiseOptimization": lambda: inference.NoiseOptimization(4),
     "PMMH": lambda: inference.PMMH("drift", SMALL),
     "PaRIS": lambda: inference.PaRIS(SMALL, total),
-    "ParallelTempering": lambda: inference.ParallelTempering(Regenerate(), (0.5, 1.0)),
+    "ParallelTempering": lambda: inference.ParallelTempering(Regenerate(), (1.0, 2.0)),
     "ParisianGibbs": lambda: inference.ParisianGibbs(SMALL, total),
     "ParticleGibbs": lambda: ParticleGibbs(SMALL, sites="x"),
     "PathSearch": lambda: inference.PathSearch(8),

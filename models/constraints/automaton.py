@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ppl.models.constraints.byte_automaton import ByteAutomaton
-from ppl.models.constraints.tables import UNREACHABLE, distances, minimise
+from ppl.models.constraints.tables import UNREACHABLE, distances, distinct_rows, minimise
 from ppl.models.constraints.vocabulary import Vocabulary
 
 __all__ = ["Automaton", "accepts", "advance", "allowed", "check_reachable", "over_tokens"]
@@ -137,12 +137,13 @@ def over_tokens(language: ByteAutomaton, vocabulary: Vocabulary) -> Automaton:
     trie = _trie(vocabulary)
     text_class, chosen = _classes(language, trie)
     table, accepting, start = minimise(_walk(language, trie, chosen), language.accepting, language.start)
-    table, merged = np.unique(table, axis=1, return_inverse=True)  # states have gone: more columns are equal
+    chosen, merged = distinct_rows(table.T)  # states have gone: more columns are equal
+    table = table[:, chosen]
     distance = distances(table, accepting)
 
     end_class = table.shape[1]
     table = np.concatenate([table, np.arange(len(table))[:, None]], axis=1)
-    token_class = merged.reshape(-1)[text_class][trie.text_of_token]
+    token_class = merged[text_class][trie.text_of_token]
     token_class[list(vocabulary.end_tokens)] = end_class
     with jax.ensure_compile_time_eval():
         return Automaton(

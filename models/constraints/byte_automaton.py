@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ppl.models.constraints import tables
-from ppl.models.constraints.tables import minimise
+from ppl.models.constraints.tables import distinct_rows, minimise
 
 __all__ = ["ByteAutomaton", "from_strings", "product"]
 
@@ -42,9 +42,9 @@ class ByteAutomaton:
 
     def minimal(self) -> "ByteAutomaton":
         """The smallest automaton of the same language."""
-        columns, byte_class = np.unique(self.next_state, axis=1, return_inverse=True)
-        table, accepting, start = minimise(columns, self.accepting, self.start)
-        return ByteAutomaton(table[:, byte_class.reshape(-1)], accepting, start)
+        chosen, byte_class = distinct_rows(self.next_state.T)
+        table, accepting, start = minimise(self.next_state[:, chosen], self.accepting, self.start)
+        return ByteAutomaton(table[:, byte_class], accepting, start)
 
     def complement(self) -> "ByteAutomaton":
         """The byte strings that are not in the language."""
@@ -75,13 +75,13 @@ def product(first: ByteAutomaton, second: ByteAutomaton, *, union: bool) -> Byte
     Raises:
         TooLarge: too many pairs of states would have to be formed.
     """
-    joint = np.vstack([first.next_state, second.next_state])
-    columns, byte_class = np.unique(joint, axis=1, return_inverse=True)
-    count = len(first.accepting)
+    chosen, byte_class = distinct_rows(np.vstack([first.next_state, second.next_state]).T)
     table, accepting, start = tables.product(
-        (columns[:count], first.accepting, first.start), (columns[count:], second.accepting, second.start), union=union
+        (first.next_state[:, chosen], first.accepting, first.start),
+        (second.next_state[:, chosen], second.accepting, second.start),
+        union=union,
     )
-    return ByteAutomaton(table[:, byte_class.reshape(-1)], accepting, start)
+    return ByteAutomaton(table[:, byte_class], accepting, start)
 
 
 def from_strings(strings: Iterable[bytes]) -> ByteAutomaton:

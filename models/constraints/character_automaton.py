@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from ppl.models.constraints import tables
 from ppl.models.constraints.byte_automaton import ByteAutomaton
 from ppl.models.constraints.code_points import CodePoints, code_points, partition
-from ppl.models.constraints.tables import minimise
+from ppl.models.constraints.tables import distinct_rows, minimise
 
 __all__ = ["CharacterAutomaton"]
 
@@ -86,11 +86,11 @@ class CharacterAutomaton:
     def minimal(self) -> "CharacterAutomaton":
         """The smallest automaton of the same language, with the fewest classes."""
         table, accepting, start = minimise(self.next_state, self.accepting, self.start)
-        table, merged = np.unique(table, axis=1, return_inverse=True)
-        ranges: list[list[tuple[int, int]]] = [[] for _ in range(table.shape[1])]
-        for one, points in zip(merged.reshape(-1), self.classes, strict=True):
+        chosen, merged = distinct_rows(table.T)
+        ranges: list[list[tuple[int, int]]] = [[] for _ in chosen]
+        for one, points in zip(merged, self.classes, strict=True):
             ranges[one].extend(points)
-        return CharacterAutomaton(tuple(map(code_points, ranges)), table, accepting, start)
+        return CharacterAutomaton(tuple(map(code_points, ranges)), table[:, chosen], accepting, start)
 
     def complement(self) -> "CharacterAutomaton":
         """The texts that are not in the language."""
@@ -155,7 +155,7 @@ class CharacterAutomaton:
         # The states differ by assumption; nodes within characters are joined from the last byte upwards.
         same = np.arange(total + 1)
         for rows in map(np.concatenate, of_level):
-            chosen, kind = _distinct(same[table[rows]])
+            chosen, kind = distinct_rows(same[table[rows]])
             same[rows] = rows[chosen][kind]
         kept = np.flatnonzero((same == np.arange(total + 1)) & (np.arange(total + 1) != dead))
         number = np.zeros(total + 1, np.int32)
@@ -184,7 +184,7 @@ class _Utf8:
         block[:2] = -1  # two bytes begin at U+0080
         mixed = np.flatnonzero(block == -2)
         rows = class_of.reshape(-1, 64)[mixed]
-        chosen, kind = _distinct(rows)
+        chosen, kind = distinct_rows(rows)
         last = np.concatenate([np.repeat(np.arange(-1, len(classes))[:, None], 64, axis=1), rows[chosen]])
         block += 1  # the first rows of `last` have one class each
         block[mixed] = len(classes) + 1 + kind
@@ -192,11 +192,11 @@ class _Utf8:
         last, block = last[used], block.reshape(-1)
         rows = block.reshape(-1, 64).copy()
         rows[0, :32] = -1  # three bytes begin at U+0800
-        chosen, group = _distinct(rows)
+        chosen, group = distinct_rows(rows)
         middle = rows[chosen]
         rows = np.full((5, 64), -1)
         rows.reshape(-1)[16 : len(group)] = group[16:]  # four bytes begin at U+10000
-        chosen, lead = _distinct(rows)
+        chosen, lead = distinct_rows(rows)
         self.levels = (last, middle, rows[chosen])
         self.root = ((slice(0xC2, 0xE0), block[2:32]), (slice(0xE0, 0xF0), group[:16]), (slice(0xF0, 0xF5), lead))
         self.ascii = class_of[:128]
@@ -207,8 +207,7 @@ class _Utf8:
         for (where, nodes), level in zip(self.root, self.levels, strict=True):
             kind[where] = offset + nodes
             offset += len(level)
-        alike = np.unique(np.concatenate(self.levels), axis=1, return_inverse=True)[1]
-        kind[0x80:0xC0] = offset + alike.reshape(-1)
+        kind[0x80:0xC0] = offset + distinct_rows(np.concatenate(self.levels).T)[1]
         _, self.columns, byte_class = np.unique(kind, return_index=True, return_inverse=True)
         self.byte_class = byte_class.reshape(-1)
         self.num_bytes = len(self.columns)
@@ -226,7 +225,7 @@ class _Utf8:
         nodes, levels, used = [root], [3], 1
         for level, ((where, children), rows) in enumerate(zip(self.root, self.levels, strict=True)):
             rows = np.append(entries, -1)[rows]
-            chosen, kind = _distinct(rows)
+            chosen, kind = distinct_rows(rows)
             alive = (rows[chosen] != -1).any(axis=1)
             for row in rows[chosen][alive]:
                 nodes.append(np.full(256, -1))
@@ -236,15 +235,3 @@ class _Utf8:
             used = len(nodes)
             root[where] = entries[children]
         return np.array(nodes)[:, self.columns], np.array(levels)
-
-
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One place of each of the distinct rows, and which of them every row is."""
-    rng = np.random.default_rng(0)
-    while True:  # once, but for a collision
-        weights = rng.integers(1 << 63, size=rows.shape[1], dtype=np.uint64)
-        sums = (rows.astype(np.int64).astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
-        _, chosen, kind = np.unique(sums, return_index=True, return_inverse=True)
-        kind = kind.reshape(-1)
-        if np.array_equal(rows[chosen][kind], rows):
-            return chosen, kind

@@ -28,6 +28,8 @@ def code_points(ranges: Iterable[tuple[int, int]]) -> CodePoints:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:
             merged.append((low, high))
+    if all(high < 0xD800 or low > 0xDFFF for low, high in merged):
+        return tuple(merged)
     return intersection(tuple(merged), ANY)
 
 

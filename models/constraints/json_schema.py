@@ -348,6 +348,8 @@ class _Writer:
         missing = [name for name in shape.required if name not in members]
         least = max(shape.fewest_properties, len(shape.required))
         most = len(members) if shape.most_properties is None else min(shape.most_properties, len(members))
+        if not missing and len(members) < least and not shape.is_closed:
+            self._refuse_few(path)
         if missing or least > most:
             self._impossible(path, f"needs {missing[0]!r}" if missing else "needs more properties than it may have")
             return None
@@ -379,6 +381,13 @@ class _Writer:
             reached = sorted(following)
         accepting = frozenset(node(len(members), c) for c in reached if c >= min(least, counted))
         return self._bracket("{", Graph(edges, accepting), "}")
+
+    def _refuse_few(self, path: str) -> None:
+        refuse(
+            path,
+            "'minProperties' above the number of properties that are named, where only those are written",
+            "name the properties in `properties`",
+        )
 
     def _map(self, shape: Shape, path: str) -> Expression | None:
         """An object with free names. A name that comes twice counts once, so no more than one can be asked for."""
@@ -426,6 +435,8 @@ class _Writer:
                 members.append(sequence(written_names, self.colon, inner))
         if not members:
             if least:
+                if not shape.is_closed:
+                    self._refuse_few(path)
                 self._impossible(path, "needs a property, and none may be written")
                 return None
             return self._bracket("{", EMPTY, "}")

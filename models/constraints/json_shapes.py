@@ -164,6 +164,11 @@ class Shape:
         named = (name for one in self.properties for name in one.named)
         return tuple(dict.fromkeys((*named, *self.required)))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no other properties than those named, by themselves or by pattern, satisfy it."""
+        return any(one.others is not None and one.others.schema is False for one in self.properties)
+
     def strings(self, *, with_formats: bool = True) -> CharacterAutomaton:
         """The values of type string."""
         return string_values(self.shortest, self.longest, self.patterns, self.formats if with_formats else ())

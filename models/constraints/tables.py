@@ -15,7 +15,7 @@ automaton"). Rows are compared by random 64-bit sums, and the result is checked 
 import numpy as np
 from jaxtyping import Bool, Int
 
-__all__ = ["MOST_STATES", "UNREACHABLE", "TooLarge", "distances", "minimise", "product"]
+__all__ = ["MOST_STATES", "UNREACHABLE", "TooLarge", "distances", "distinct_rows", "minimise", "product"]
 
 UNREACHABLE = 1 << 30  # the distance from which no accepting state is reached
 MOST_STATES = 30_000  # of an automaton over characters; in bytes there may be ten times as many
@@ -50,6 +50,27 @@ def distances(next_state: Int[np.ndarray, "S C"], accepting: Bool[np.ndarray, " 
         frontier = before[distance[before] == UNREACHABLE]
         distance[frontier] = steps
     return distance
+
+
+def distinct_rows(rows: Int[np.ndarray, "N M"]) -> tuple[np.ndarray, np.ndarray]:
+    """Find equal rows.
+
+    Args:
+        rows: a table.
+
+    Returns:
+        The place of one of each of the distinct rows, and for every row which of these it is.
+    """
+    rng = np.random.default_rng(0)
+    while True:  # once, but for a collision
+        weights = rng.integers(1 << 63, size=rows.shape[1], dtype=np.uint64)
+        sums = np.zeros(len(rows), np.uint64)
+        for low in range(0, rows.shape[1], 8 * _ROWS):
+            sums += rows[:, low : low + 8 * _ROWS].astype(np.uint64) @ weights[low : low + 8 * _ROWS]
+        _, chosen, kind = np.unique(sums, return_index=True, return_inverse=True)
+        kind = kind.reshape(-1)
+        if np.array_equal(rows[chosen][kind], rows):
+            return chosen, kind
 
 
 def product(

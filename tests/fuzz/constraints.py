@@ -4,7 +4,7 @@ Three kinds of cases, drawn from a seed:
 
 - a pattern of Python: texts of its automaton, mutations of them and random ones are accepted iff `re.fullmatch` does;
 - a pattern of ECMA-262: the same, beside a translation into Python's dialect (`python_pattern`) and, where the program
-  `node` is installed, beside `new RegExp(pattern, "u").test(text)`;
+  `node` is installed, beside its regular expressions with the flag `u`;
 - a schema: what is accepted validates under `jsonschema`, and what validates and is written in the promised form is
   accepted. Refusals must say where.
 
@@ -192,7 +192,20 @@ _ATOMS = ["a", "b", "k", "K", "é", "ſ", "i", "0", "_", r"\n", r"\.", "-", "."]
 _ATOMS += [r"\w", r"\W", r"\d", r"\D", r"\s", r"\S", "[ab]", "[^b]", "[a-k]", r"[\w-]", r"[^\W_]", r"[^\s\S]", "[^\n]"]
 _PYTHON_ATOMS = ["^", "$", r"\A", r"\Z", r"\b", r"\B", r"\x41", "(?!)", "(?#x)", r"[\da-b]", r"\U0001f600", "[ı-ſ]"]
 _PYTHON_GROUPS = ["({})", "(?:{})", "(?i:{})", "(?s:{})", "(?m:{})", "(?a:{})", "(?-i:{})", "(?x:{} )"]
-_ECMA_ATOMS = ["^", "$", r"\b", r"\B", r"\x41", r"\u0061", r"\u{1F600}", r"\ud83d\ude00", r"\cJ", "[]", "[^]", r"\0"]
+_ECMA_ATOMS = [
+    "^",
+    "$",
+    r"\b",
+    r"\B",
+    r"\x41",
+    r"\u0061",
+    r"\u{1F600}",
+    r"\ud83d\ude00",
+    r"\cJ",
+    "[]",
+    "[^]",
+    r"(?:\0)",
+]
 _ECMA_ATOMS += [r"[\b]", r"\/", r"\-", r"[\d\-a]", r"[^\S\n]", r"\v", r"[a-]", "]", "}"]
 _ECMA_ATOMS += [r"\p{L}", r"\P{Lu}", r"[\p{Nd}_]"]
 _REPEATS = ["{}*", "{}+", "{}?", "{}*?", "{}+?", "{}??", "{}{{2}}", "{}{{1,2}}", "{}{{2,}}", "{}{{0,2}}?", "{}{{0}}"]
@@ -243,6 +256,7 @@ def _smaller_tree(tree: Any) -> Iterator[Any]:
 def _texts(values: CharacterAutomaton, rng: random.Random) -> Iterator[str]:
     found = [""] + ["".join(rng.choices(ALPHABET, k=rng.randint(1, 4))) for _ in range(12)]
     distance = distances(values.next_state, values.accepting)
+    moves_of = functools.cache(values.moves)
     for number in range(8 if distance[values.start] < UNREACHABLE else 0):
         state, text = values.start, ""
         while len(text) < 12:
@@ -251,7 +265,7 @@ def _texts(values: CharacterAutomaton, rng: random.Random) -> Iterator[str]:
                 break
             moves = [
                 (points, target)
-                for points, target in values.moves(state)
+                for points, target in moves_of(state)
                 if distance[target] < UNREACHABLE and (free or distance[target] < distance[state])
             ]
             if not moves:
@@ -351,12 +365,20 @@ def python_schema(schema: Any) -> Any:
 
 
 class _Node:
-    """A process of node that answers one question a line."""
+    """A process of node that answers one question a line.
+
+    The pattern stands between `^[^]*?(?:` and `)[^]*$`: node begins a search within a pair of surrogates too, where
+    by code points no character begins.
+    """
 
     _PROGRAM = """
     require('readline').createInterface({input: process.stdin}).on('line', line => {
       const [pattern, texts] = JSON.parse(line);
-      let compiled; try { compiled = new RegExp(pattern, 'u'); } catch (error) { console.log('null'); return; }
+      let compiled;
+      try {
+        new RegExp(pattern, 'u');
+        compiled = new RegExp('^[^]*?(?:' + pattern + ')[^]*$', 'u');
+      } catch (error) { console.log('null'); return; }
       console.log(JSON.stringify(texts.map(text => compiled.test(text))));
     });
     """
@@ -500,8 +522,9 @@ def _nested(rng: random.Random, depth: int, strict: bool) -> Any:
                 branches[-1]["additionalProperties"] = False
         return {"oneOf": branches}
     made = {kind: [inner() for _ in range(rng.randint(1, 3))]}
-    if not strict and rng.random() < 0.3:
-        made |= {key: value for key, value in inner().items() if key not in made and key != "$defs"} if depth else {}
+    beside = inner() if not strict and depth and rng.random() < 0.3 else {}
+    if isinstance(beside, dict) and "$defs" not in beside:
+        made = beside | made
     return made
 
 

@@ -281,6 +281,8 @@ REFUSED = [
     ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}, "'b' in 'required'", "`properties`"),
     ({"type": "object", "properties": {}, "required": True}, "'required' = True", "as a list"),
     ({"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 2}, "'minProperties'", "`required`"),
+    ({"type": "object", "properties": {}, "minProperties": 1}, "'minProperties' above the number", "`properties`"),
+    ({"type": "object", "patternProperties": {"^a": False}, "minProperties": 1}, "'minProperties' above", "name the"),
     # Every format is honoured or refused by name, on whatever type it stands.
     ({"type": "string", "format": "email"}, "#: format 'email'", "`pattern`"),
     ({"type": "integer", "format": "uint8"}, "format 'uint8'", "int32, int64"),
@@ -359,6 +361,7 @@ def test_what_is_not_supported_is_refused_by_name_with_what_to_use_instead(schem
         ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "#/properties/a leaves none"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "#/allOf/1 leaves no type"),
         ({"type": "array", "items": {"type": "null"}, "minItems": 2, "maxItems": 1}, "'minItems' above 'maxItems'"),
+        ({"type": "object", "properties": {}, "additionalProperties": False, "minProperties": 1}, "# needs more"),
         ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "#/oneOf has no value that only one branch allows"),
         ({"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 200}, "`schema` is too large"),
         ("{", "is no JSON"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.large_populations import STRUCTURES, assert_weights_are_densities, family_program
+from tests.large_populations import STRUCTURES, assert_weights_are_densities, family_program, observed_program
 
 
 @pytest.mark.optimized
@@ -11,6 +11,11 @@ from tests.large_populations import STRUCTURES, assert_weights_are_densities, fa
 )
 def test_weights_of_a_large_population_are_the_densities_of_its_particles(names):
     assert_weights_are_densities(lambda: family_program(*names))
+
+
+@pytest.mark.optimized
+def test_weights_of_an_observation_alone_are_its_densities():
+    assert_weights_are_densities(lambda: observed_program("Beta over an array"), 20_000)
 
 
 @pytest.mark.optimized

@@ -18,7 +18,7 @@ from ppl import chance
 from ppl.display import brief
 from ppl.guarantees import Promising, promised
 from ppl.inference.genealogy import backward_line, require_one_step
-from ppl.inference.population import run_population
+from ppl.inference.population import blame_sites, run_population
 from ppl.inference.smc import SMC
 from ppl.inference.validation import refuse_state, require_count
 from ppl.interpret import Result
@@ -75,7 +75,7 @@ class BackwardSmoothing(Promising):
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return self.smc.blame(program, key)
+        return blame_sites(*self.smc.prepared(program), key, watched=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,8 +110,9 @@ class MCMC(Promising):
         staged = program.stage(keep_rules=self.kernel.needs_gradient)
         keep = kept_sites(staged, keep)
         space = TraceSpace(staged, differentiable=self.kernel.needs_gradient)
-        require_reach(self, self.kernel, self.kernel.bind(space), space)  # say early what does not fit
-        more = () if state is None else (self._checked(state),)
+        moves = self.kernel.bind(space)
+        require_reach(self, self.kernel, moves, space)  # say early what does not fit
+        more = () if state is None else (self._checked(state, space, moves),)
         show = progress_bar.wanted(progress) and not runners.is_traced((staged.inputs, staged.given, key, more))
         with progress_bar.showing(show):
             num_starts = self._starts(program)
@@ -141,13 +142,34 @@ class MCMC(Promising):
             return self.num_starts
         return 16 if program.target is None else 1
 
-    def _checked(self, state: Any) -> ChainState:
+    def _checked(self, state: Any, space: TraceSpace, moves: Moves) -> ChainState:
+        """Return a state that continues chains of this kernel on this program, or say what does not fit."""
         if not isinstance(state, ChainState):
             raise TypeError(f"`state` must be `posterior.state` of an earlier chain, got {type(state).__name__}.")
         if state.kernel != repr(self.kernel):
             raise ValueError(f"`state` belongs to chains of {state.kernel}, this is {self.kernel!r}.")
         if state.keys.shape[0] != self.num_chains:
             raise ValueError(f"`state` holds {state.keys.shape[0]} chains, `num_chains` is {self.num_chains}.")
+        expected = jax.eval_shape(
+            lambda key: _start(space, moves, key, self.num_chains, 1, self.num_warmup)[0], jax.random.key(0)
+        )
+        theirs, ours = (
+            {name: (str(x.dtype), x.shape[1:]) for name, x in sites.items()} for sites in (state.sites, expected.sites)
+        )
+        if theirs != ours:
+            different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+            shown = ", ".join(
+                f"{n!r} {_described(theirs.get(n))} there, {_described(ours.get(n))} here" for n in different
+            )
+            raise ValueError(f"`state` belongs to chains of another program: {shown}.")
+        given, wanted = (
+            [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(s.memory)] for s in (state, expected)
+        )
+        if given != wanted or jax.tree.structure(state.memory) != jax.tree.structure(expected.memory):
+            raise ValueError(
+                f"`state` belongs to chains of another program: {self.kernel!r} remembers other arrays of this one. "
+                "Continue chains of the program that they were of, at the same settings of MCMC."
+            )
         return dataclasses.replace(state, kernel="")
 
     def _runner(self, num_starts: int, keep: frozenset[str], show: bool):
@@ -235,6 +257,10 @@ def _start(space: TraceSpace, moves: Moves, key, num_chains: int, num_starts: in
     invalid |= ~dead & _is_invalid(log_weights)
     outcome = jnp.where(jnp.any(dead), Outcome.ALL_DIED, Outcome.OK)
     return state, jnp.where(jnp.any(invalid), Outcome.INVALID_WEIGHT, outcome).astype(jnp.int32)
+
+
+def _described(type_: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if type_ is None else f"{type_[0]}[{','.join(map(str, type_[1]))}]"
 
 
 def _drawn(space: TraceSpace, key, num_starts: int, **options: Any) -> tuple[dict[str, Any], Any, Any]:

@@ -38,7 +38,7 @@ from ppl.display import brief
 from ppl.guarantees import Promising
 from ppl.inference.genealogy import Future, require_one_step
 from ppl.inference.particle_gibbs import ConditionalMoves, ConditionalSMC, require_conditional
-from ppl.inference.population import run_population
+from ppl.inference.population import blame_sites, run_population
 from ppl.inference.smc import SMC
 from ppl.inference.trace_kernel import Moves, TraceKernel
 from ppl.inference.validation import refuse_state, require_count
@@ -90,7 +90,7 @@ class PaRIS(Promising):
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count what each site did to the particles."""
-        return self.smc.blame(program, key)
+        return blame_sites(*self.smc.prepared(program), key, watched=True)
 
     def watch(self, space: TraceSpace, result: Result, key: Any) -> dict[str, Any]:
         """Return (4)."""

@@ -113,19 +113,55 @@ def lower(program: Program, algorithm: PopulationAlgorithm):
     return runners.lower(staged, purpose, _runner(algorithm, keep, False, algorithm.guarantee), jax.random.key(0))
 
 
-def blame_sites(program: Program, algorithm: PopulationAlgorithm, key) -> dict[str, dict[str, Any]]:
+def blame_sites(
+    program: Program, algorithm: PopulationAlgorithm, key, *, watched: bool = False
+) -> dict[str, dict[str, Any]]:
     """Repeat a run with the same key, counting the particles that each site killed or gave an invalid weight.
+
+    Args:
+        program: the program of the run.
+        algorithm: the algorithm of the run.
+        key: its PRNG key.
+        watched: whether it was a run with a `watch`.
 
     Returns:
         For each site the counts `killed` and `invalid`, by iteration (`[T]`) where it stands in a loop.
     """
-    staged = as_program(program).stage(keep_rules=False)
+    staged = as_program(program).stage(keep_rules=getattr(algorithm, "needs_gradient", False))
 
     def run(staged: Staged, inputs, given, key):
-        interpreter = Interpreter(algorithm.num_particles, algorithm.selection(), blame=True)
+        interpreter = Interpreter(
+            algorithm.num_particles, algorithm.selection(), keep=kept_sites(staged, None), blame=True
+        )
+        interpreter, staged, inputs = _with_moves(algorithm, interpreter, staged, inputs, given)
+        if watched:
+            _, interpreter, key, _ = _with_genealogy(interpreter, staged, inputs, given, key)
         return interpreter.run(staged.block, inputs, key, given).blame
 
-    return runners.run(staged, (algorithm, "blame"), run, key)
+    return runners.run(staged, (algorithm, "blame", watched), run, key)
+
+
+def _with_moves(algorithm: PopulationAlgorithm, interpreter: Interpreter, staged: Staged, inputs, given, fixed=None):
+    """Return the interpreter with an algorithm's moves, and the program with its inputs as they are then walked."""
+    if getattr(algorithm, "rejuvenation", None) is None:
+        return interpreter, staged, inputs
+    block, inputs = evaluate_fixed(staged.block, inputs)  # once, not in every replay
+    staged = dataclasses.replace(staged, block=block)
+    values = (inputs, given) if fixed is None else fixed((inputs, given))
+    space = TraceSpace(staged, *values, differentiable=algorithm.needs_gradient)
+    moves = algorithm.rejuvenation_on(space)
+    if moves is not None:
+        keep = interpreter.keep | frozenset(space.sites)
+        interpreter = dataclasses.replace(interpreter, keep=keep, rejuvenation=moves, site_types=space.site_types)
+    return interpreter, staged, inputs
+
+
+def _with_genealogy(interpreter: Interpreter, staged: Staged, inputs, given, key):
+    """Return the space of a watched run, its interpreter, its key, and the key of the watch."""
+    space = TraceSpace(staged, inputs, given)
+    key, watch_key = jax.random.split(key)
+    keep = interpreter.keep | frozenset(space.sites)
+    return space, dataclasses.replace(interpreter, keep=keep, genealogy="future"), key, watch_key
 
 
 def _runner(
@@ -142,21 +178,11 @@ def _runner(
         progress = progress_bar.report if show else None
         selection = algorithm.selection() if retained is None else algorithm.conditional_selection()
         interpreter = Interpreter(num, selection, keep=keep, progress=progress, path=moving)
-        if getattr(algorithm, "rejuvenation", None) is not None:
-            block, inputs = evaluate_fixed(staged.block, inputs)  # once, not in every replay
-            staged = dataclasses.replace(staged, block=block)
-            fixed = (inputs, given) if moving is None else jax.lax.stop_gradient((inputs, given))
-            space = TraceSpace(staged, *fixed, differentiable=algorithm.needs_gradient)
-            moves = algorithm.rejuvenation_on(space)
-            if moves is not None:
-                interpreter = dataclasses.replace(
-                    interpreter, keep=keep | frozenset(space.sites), rejuvenation=moves, site_types=space.site_types
-                )
+        fixed = None if moving is None else jax.lax.stop_gradient
+        interpreter, staged, inputs = _with_moves(algorithm, interpreter, staged, inputs, given, fixed)
         more = {}
         if watch is not None:
-            space = TraceSpace(staged, inputs, given)
-            key, watch_key = jax.random.split(key)
-            interpreter = dataclasses.replace(interpreter, keep=keep | frozenset(space.sites), genealogy="future")
+            space, interpreter, key, watch_key = _with_genealogy(interpreter, staged, inputs, given, key)
         result = interpreter.run(staged.block, inputs, key, given, retained)
         if watch is not None:
             more = watch.watch(space, result, watch_key)

@@ -10,7 +10,7 @@ the first level to the last (at least K sweeps of warm-up), and no estimate of l
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class ReplicaExchange(Promising):
     num_warmup: int | None = None
     num_chains: int = 1
     kernel: LevelExchange = LevelExchange()
+    blamed: ClassVar[str] = "fresh draws of the target's program"
 
     def __post_init__(self):
         require_count("num_samples", self.num_samples)

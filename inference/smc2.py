@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,7 @@ class SMC2(Promising):
     move_every: int | None = None
     num_moves: int = 1
     resampler: str | Callable = "systematic"
+    blamed: ClassVar[str] = "fresh draws of the program"
 
     def __post_init__(self):
         require_count("num_parameters", self.num_parameters)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,7 @@ class TemperedSMC(Promising):
     resampler: str | Callable = "systematic"
     sites: Selector = None
     max_steps: int = 100
+    blamed: ClassVar[str] = "the draws that it starts from"
 
     def __post_init__(self):
         for name in ("num_particles", "num_moves", "max_steps"):
@@ -156,8 +157,11 @@ class TemperedSMC(Promising):
         return dataclasses.replace(self, temperatures=tuple(sorted(set(chosen.tolist()), reverse=True)))
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
-        """Draw from the program and count what each site did to the draws."""
-        return blame_sites(self.kernel.prepare(as_program(program)), ImportanceSampling(self.num_particles), key)
+        """Repeat the draws that a run starts from and count what each site did to them."""
+        start_key, _ = jax.random.split(key)
+        draw_key, _ = jax.random.split(start_key)
+        start = ImportanceSampling(self.num_particles)
+        return blame_sites(self.kernel.prepare(as_program(program)), start, draw_key)
 
     def _staged(self, program) -> tuple[Program, Staged]:
         program = self.kernel.prepare(as_program(program))

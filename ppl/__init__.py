@@ -3,6 +3,9 @@
 A generation, text or image, is a probabilistic program; inference algorithms are interpretations of it.
 """
 
+from ppl import progress as _progress  # noqa: F401  (before NumPyro, whose bars warn in notebooks)
+
+# isort: split
 from ppl.control_flow import scan as scan
 from ppl.errors import AllParticlesDied as AllParticlesDied
 from ppl.errors import BranchError as BranchError

@@ -13,6 +13,7 @@ a key for each particle.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -32,10 +33,30 @@ _KEY_OPERATIONS = {
 
 
 def as_key(seed):
-    """Return the PRNG key of a seed: an int, a typed key, or the raw data of one (`uint32[..., 2]`)."""
-    if jnp.issubdtype(getattr(seed, "dtype", jnp.int32), jax.dtypes.prng_key):
+    """Return the PRNG key of a seed: an int, a typed key, or the raw data of one (`uint32[..., 2]`).
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: an int that a key has no room for, which would be another seed's.
+    """
+    dtype, shape = getattr(seed, "dtype", None), getattr(seed, "shape", ())
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return seed
-    return jax.random.wrap_key_data(seed) if jnp.ndim(seed) else jax.random.key(seed)
+    if dtype is not None and shape:
+        if dtype == jnp.uint32 and shape[-1] == 2:
+            return jax.random.wrap_key_data(seed)
+        raise TypeError(f"a seed is an int or a PRNG key, got {dtype}[{','.join(map(str, shape))}].")
+    whole = isinstance(seed, numbers.Integral) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
+    if not whole or isinstance(seed, bool):
+        shown = f"a value of type {dtype}" if isinstance(seed, jax.core.Tracer) else repr(seed)
+        raise TypeError(f"a seed is an int or a PRNG key such as jax.random.key(0), got {shown}.")
+    if not isinstance(seed, jax.Array):
+        bits = 63 if jax.config.jax_enable_x64 else 32
+        low, high = -(2**31), 2**bits - 1
+        if not low <= int(seed) <= high:
+            raise ValueError(f"a seed is an int from {low} to {high}, got {seed}; take seed % 2**{bits}.")
+        return jax.random.key(int(seed))
+    return jax.random.key(seed)
 
 
 def draw(sampler: Block, parameters, key):

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from ppl.draws import as_key
 from ppl.errors import AllParticlesDied, InvalidWeight
 from ppl.guarantees import has_evidence, promised
-from ppl.host import reporting
 from ppl.posterior import Outcome, Posterior
 from ppl.program import as_program
 from ppl.runners import is_traced
@@ -53,14 +52,14 @@ def infer(
     if not callable(algorithm) or isinstance(algorithm, type):
         given = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
         raise TypeError(f"`algorithm` must be an algorithm object such as SMC(num_particles=100), got {given}.")
-    key = as_key(seed if key is None else key)
+    key = _key(seed, key)
     options: dict[str, Any] = {
         "keep": None if keep is None else frozenset(_names(keep)),
         "progress": progress,
     }
     if state is not None:
         options["state"] = state
-    posterior = with_guarantee(program, algorithm, reporting(lambda: algorithm(program, key, **options)))
+    posterior = with_guarantee(program, algorithm, algorithm(program, key, **options))
     status = posterior.status
     if is_traced(status) or jnp.ndim(status.code):
         return posterior
@@ -86,10 +85,24 @@ def with_guarantee(program, algorithm, posterior: Posterior) -> Posterior:
     return dataclasses.replace(posterior, guarantee=guarantee, log_evidence=log_evidence)
 
 
+def _key(seed, key):
+    name, given = ("seed", seed) if key is None else ("key", key)
+    try:
+        key = as_key(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}`: {error}") from None
+    if key.ndim:
+        raise ValueError(f"`{name}` holds {key.size} PRNG keys, of shape {key.shape}; pass one of them.")
+    return key
+
+
 def _names(keep) -> list[str]:
     if isinstance(keep, str):
         raise TypeError(f"`keep` must be a list of site names, got the string {keep!r}; write keep=[{keep!r}].")
-    return list(keep)
+    names = list(keep) if isinstance(keep, Iterable) else [keep]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`keep` must be a list of site names, got {keep!r}.")
+    return names
 
 
 def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
@@ -98,9 +111,11 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
     blame = algorithm.blame(program, key) if hasattr(algorithm, "blame") else {}
     kind = "invalid" if outcome == Outcome.INVALID_WEIGHT else "killed"
     lines = program.stage(keep_rules=False).statements
-    culprits = []
+    culprits, repeated = [], getattr(algorithm, "blamed", None)
     for name, counts in blame.items():
         count = jnp.asarray(counts[kind])
+        if count.ndim and step >= 0 and repeated is None:  # what comes after the run has failed is not its cause
+            count = count[: max(step + 1 - int(counts["start"]), 0)]
         total = int(count.sum())
         if total:
             steps = "" if count.ndim == 0 else f", first at step {int(counts['start'] + jnp.argmax(count > 0))}"
@@ -108,6 +123,8 @@ def _failure(program, algorithm, key, posterior: Posterior) -> Exception:
             culprits.append((name, total, f"{name!r} ({line}{total} times)"))
     culprits.sort(key=lambda c: -c[1])
     named = ", ".join(text for *_, text in culprits) or "no single site"
+    if blame and repeated is not None:
+        named += f", as {repeated} tell: the run itself was not repeated"
     place = f"at step {step}" if step >= 0 else "outside of the loops"
     if outcome == Outcome.INVALID_WEIGHT:
         what = "the log-weight of a living particle became"

@@ -399,6 +399,9 @@ class Interpreter:
             frame.env, frame.records = known.env, known.records
         else:
             self._finish(plan, state, out, frame)
+        for name, counts in out["blame"].items():
+            summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
+            frame.blame[name] = summed | {"start": frame.steps}
         self._pass(plan, frame)
 
     def iterate(self, plan: LoopPlan, keys) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -463,9 +466,6 @@ class Interpreter:
             frame.env[node.outputs[len(node.init) + y]] = frame.env[variables[place]]
         for name, (place, present) in plan.box["records"].items():
             frame.records[name] = variables[place], None if present is None else variables[present]
-        for name, counts in out["blame"].items():
-            summed = {kind: count if frame.depth == 0 else count.sum() for kind, count in counts.items()}
-            frame.blame[name] = summed | {"start": frame.steps}
 
 
 def _nan_where_nan(x):

@@ -74,7 +74,13 @@ def _bind_message(staging: Staging, msg):
     if sample_shape:
         law = law.expand(tuple(sample_shape) + law.batch_shape)
     if isinstance(densities.innermost(law), dist.Unit):
-        shape = jnp.shape(densities.innermost(law).log_factor)
+        given = jnp.asarray(densities.innermost(law).log_factor)
+        if given.dtype == jnp.bool_:
+            raise SiteTypeError(
+                f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight is a truth value, not a number in "
+                "nats. To forbid what does not satisfy it, pass jnp.where(ok, 0.0, -jnp.inf)."
+            )
+        shape = given.shape
         if shape and not msg["cond_indep_stack"]:
             raise SiteValueError(
                 f"factor({staging.prefix + name!r}) at {user_line()}: the log-weight has shape "
@@ -165,6 +171,8 @@ def _bind_observation(staging: Staging, name: str, law, value, scale):
         raise SiteTypeError(
             f"{label}: {type(law).__name__} is discrete, the value is {value.dtype}. Pass whole numbers."
         )
+    if not law.is_discrete and value.dtype == jnp.bool_:
+        raise SiteTypeError(f"{label}: {type(law).__name__} is continuous, the value is bool. Pass real numbers.")
     _bind_score(staging, name, "observe", _log_density(law, value, scale))
     return value
 
@@ -233,6 +241,8 @@ def require_distribution(staging: Staging, name: str, role: str, value) -> None:
 def as_array(name: str, value):
     """Return a site's value as a numeric array, or say what it is instead."""
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError("text is no array")
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise SiteTypeError(

@@ -16,7 +16,8 @@ import inspect
 import keyword
 import re
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -239,9 +240,14 @@ def condition(program: Program, sites: Mapping[str, Any]) -> Program:
 
     Raises:
         SiteValueError: a name is not a sample site of the program, or a value has another shape.
+        SiteTypeError: a value of another type than its site.
     """
     if not isinstance(program, Program):
         program = as_program(program)
+    if not isinstance(sites, Mapping):
+        raise SiteTypeError(f"condition: `sites` must be a dictionary of values by name, got {type(sites).__name__}.")
+    staged = program.stage(keep_rules=False)
+    _check_values("condition", sites, staged.sites, staged.statements)
     return dataclasses.replace(program, conditions={**program.conditions, **sites})
 
 
@@ -263,11 +269,16 @@ def as_program(value: Any) -> Program:
 # Staging -------------------------------------------------------------------------------------------------------------
 
 
+# NumPyro's stack of handlers is one for all threads.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 def _stage(program: Program, keep_rules: bool) -> Staged:
-    try:
-        return _stage_once(program, keep_rules, Staging())
-    except _StaleTrace:  # a jitted helper's statements are another staging's: trace everything anew
-        return _stage_once(program, keep_rules, Staging(token=object()))
+    with _ONE_AT_A_TIME:
+        try:
+            return _stage_once(program, keep_rules, Staging())
+        except _StaleTrace:  # a jitted helper's statements are another staging's: trace everything anew
+            return _stage_once(program, keep_rules, Staging(token=object()))
 
 
 class _StaleTrace(Exception):
@@ -288,7 +299,7 @@ def _stage_once(program: Program, keep_rules: bool, staging: Staging) -> Staged:
         staging.values.extend(_describe_arguments(program.function, args, kwargs))
         with staging_context(staging), Bridge():
             result = program.function(*args, **kwargs)
-        flat_result, structure["tree"] = jax.tree.flatten(result)
+        flat_result, structure["tree"] = jax.tree.flatten(result, is_leaf=lambda x: isinstance(x, Iterator))
         return [_as_output(program, x) for x in flat_result]
 
     try:
@@ -421,7 +432,7 @@ def _check_values(role: str, values: Mapping[str, Any], sites: dict[str, Site], 
 
 def _numeric(role: str, name: str, value: Any):
     try:
-        array = None if value is None else jnp.asarray(value)
+        array = None if value is None or isinstance(value, str | bytes) else jnp.asarray(value)
     except (TypeError, ValueError):
         array = None
     if array is None or jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -437,7 +448,8 @@ def _check_type(role: str, site: Site, value: Any, shape: tuple[int, ...]) -> No
             f"{role}: the value of {site.name!r} has shape {value.shape}, the site ({site.where}) has {shape}."
         )
     whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_
-    if jnp.issubdtype(site.dtype, jnp.integer) and not whole:
+    mistaken = value.dtype == jnp.bool_ and not site.is_discrete
+    if (jnp.issubdtype(site.dtype, jnp.integer) and not whole) or mistaken:
         raise SiteTypeError(
             f"{role}: the value of {site.name!r} is {value.dtype}, the site ({site.where}) holds {site.dtype}."
         )

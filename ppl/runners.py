@@ -8,6 +8,7 @@ model defined again compile nothing (law L4). The cache holds no arrays.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,12 +17,14 @@ import jax
 
 from ppl.chance import is_replaced
 from ppl.derivatives import refuse
+from ppl.host import execute
 from ppl.program import Staged
 
 __all__ = ["clear_cache", "is_traced", "lower", "run"]
 
 _MAX_RUNNERS = 256
 _RUNNERS: OrderedDict[Hashable, Callable] = OrderedDict()
+_LOCK = threading.Lock()
 
 
 def run(
@@ -41,6 +44,9 @@ def run(
         key: a PRNG key, or None.
         more: further pytrees of arrays.
         differentiable: whether a derivative of the run with respect to values and arrays is right; others are refused.
+
+    Raises:
+        HostError: a host function of the program failed, see `ppl.host`.
     """
     if is_traced((staged.inputs, staged.given, key, more)):
         arguments = staged.inputs, staged.given, more
@@ -54,7 +60,8 @@ def run(
             )
         inputs, given, more = arguments
         return function(staged, inputs, given, key, *more)
-    return _runner(staged, purpose, function)(staged.inputs, staged.given, key, *more)
+    runner = _runner(staged, purpose, function)
+    return execute(lambda inputs: runner(inputs, staged.given, key, *more), staged.inputs)
 
 
 def lower(staged: Staged, purpose: Hashable, function: Callable, key: Any = None):
@@ -74,12 +81,13 @@ def clear_cache() -> None:
 
 def _runner(staged: Staged, purpose: Hashable, function: Callable) -> Callable:
     cache_key = (staged.key(), purpose, is_replaced())  # enumerated choices compile to other code
-    runner = _RUNNERS.get(cache_key)
-    if runner is None:
-        skeleton = staged.without_values()
-        runner = jax.jit(lambda inputs, given, *rest: function(skeleton, inputs, given, *rest))
-        _RUNNERS[cache_key] = runner
-        while len(_RUNNERS) > _MAX_RUNNERS:
-            _RUNNERS.popitem(last=False)
-    _RUNNERS.move_to_end(cache_key)
+    with _LOCK:
+        runner = _RUNNERS.get(cache_key)
+        if runner is None:
+            skeleton = staged.without_values()
+            runner = jax.jit(lambda inputs, given, *rest: function(skeleton, inputs, given, *rest))
+            _RUNNERS[cache_key] = runner
+            while len(_RUNNERS) > _MAX_RUNNERS:
+                _RUNNERS.popitem(last=False)
+        _RUNNERS.move_to_end(cache_key)
     return runner

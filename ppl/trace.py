@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from ppl import runners
 from ppl.display import html_table, text_table
 from ppl.draws import as_key
-from ppl.host import reporting
 from ppl.interpret import Interpreter
 from ppl.program import as_program, check_sites
 
@@ -67,7 +66,7 @@ def simulate(program, seed: int = 0) -> Trace:
     """
     staged = as_program(program).stage(keep_rules=False)
     key = as_key(seed)
-    return reporting(lambda: runners.run(staged, "simulate", _simulate, key, differentiable=True))
+    return runners.run(staged, "simulate", _simulate, key, differentiable=True)
 
 
 def log_density(program, sites: Mapping[str, Any]) -> Float[Array, ""]:
@@ -91,7 +90,7 @@ def log_density(program, sites: Mapping[str, Any]) -> Float[Array, ""]:
     staged = program.stage(keep_rules=differentiable)
     given = check_sites(staged, sites, complete=True)
     staged = dataclasses.replace(staged, given={**staged.given, **given})
-    return reporting(lambda: runners.run(staged, "log_density", _log_density, differentiable=True))
+    return runners.run(staged, "log_density", _log_density, differentiable=True)
 
 
 def _simulate(staged, inputs, given, key) -> Trace:

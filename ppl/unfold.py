@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl.control_flow import scan
-from ppl.host import Host
+from ppl.log_weights import log_weight_of
 from ppl.process import Process, draw, note_promise, unfold
 from ppl.products import product_law
 from ppl.program import Program
@@ -221,9 +221,7 @@ class _Unfolding:
         return sum(weights, jnp.float32(0.0))
 
     def _log_weight(self, site: str, function: Any, value: Any):
-        if isinstance(function, Host):
-            return function(site, self.process.texts if self.process.writes_text else None, value)
-        return jnp.asarray(function(value))
+        return log_weight_of(site, function, self.process.texts if self.process.writes_text else None, value)
 
 
 def _raised(log_weight, power):

@@ -43,7 +43,8 @@ class NoiseOptimization(NoiseSearch):
     Attributes:
         budget: network calls, shared by all starts. The last value of each is not differentiated; what is left after
             the last whole update is not spent.
-        num_kept: how many values are returned, of different starts, each the best that its start has led to.
+        num_kept: how many values are returned, of different starts, each the best that its start has led to. The noise
+            that was found is their site `origin`, for `keep=["origin"]`.
         num_starts: noises that are improved side by side, at least `num_kept`.
         optimiser: an optax transformation; None is Adam with learning rate 0.1.
         regulariser: w of (1), 0 or more.
@@ -106,39 +107,39 @@ class NoiseOptimization(NoiseSearch):
         def update(carry, _):
             searched, state, kept = carry
             objective = jax.value_and_grad(lambda s, f: self.objective(sampler, (*s, *f)), has_aux=True)
-            (_, (values, rewards)), gradients = jax.vmap(objective)(searched, fixed)
+            (_, (generations, rewards)), gradients = jax.vmap(objective)(searched, fixed)
             ascent = jax.tree.map(jnp.negative, gradients)
             change, state = jax.vmap(optimiser.update)(ascent, state, searched)
-            return (optax.apply_updates(searched, change), state, _better(kept, values, rewards)), rewards
+            return (optax.apply_updates(searched, change), state, _better(kept, generations, rewards)), rewards
 
         outcome = jax.eval_shape(jax.vmap(lambda z, s: self.objective(sampler, (z, s))[1]), noise, steps)
-        values, rewards = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outcome)
-        kept = values, jnp.full_like(rewards, -jnp.inf)
+        generations, rewards = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), outcome)
+        kept = generations, jnp.full_like(rewards, -jnp.inf)
         carry = searched, jax.vmap(optimiser.init)(searched), kept
         (searched, _, kept), seen = jax.lax.scan(update, carry, length=plan.num_updates)
-        values = jax.vmap(sampler.run)(*searched, *fixed)
-        rewards = jax.vmap(sampler.reward)(values)
-        kept = _better(kept, values, rewards)
+        generations = jax.vmap(sampler.run)(*searched, *fixed)
+        rewards = jax.vmap(sampler.reward)(generations.value)
+        kept = _better(kept, generations, rewards)
         return found(best(*kept, self.num_kept), seen, rewards[None])
 
     def objective(self, sampler: Sampler, noise: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
-        """Return (1) for one particle's noise, and with it the value and its reward."""
-        value = sampler.run(*noise, rematerialise=self.rematerialise)
-        reward = sampler.reward(value)
+        """Return (1) for one particle's noise, and with it what it generates and the reward."""
+        generation = sampler.run(*noise, rematerialise=self.rematerialise)
+        reward = sampler.reward(generation.value)
         if not self.regulariser:
-            return reward, (value, reward)
+            return reward, (generation, reward)
         both = self.over == "all" and sampler.draws_steps
         squared = jnp.sum(noise[0] ** 2) + (jnp.sum(noise[1] ** 2) if both else 0.0)
         size = noise[0].size + (noise[1].size if both else 0)
         length = 0.5 * ((size - 1) * jnp.log(squared) - squared)
-        return reward + jnp.asarray(self.regulariser, reward.dtype) * length, (value, reward)
+        return reward + jnp.asarray(self.regulariser, reward.dtype) * length, (generation, reward)
 
     def _check_gradient(self, sampler: Sampler) -> None:
         """Refuse rewards of whole numbers: their gradient is 0."""
         value = jax.eval_shape(
             sampler.run, jnp.zeros(sampler.shape, sampler.dtype),
             jnp.zeros((sampler.num_steps, *sampler.step_shape), sampler.dtype),
-        )  # fmt: skip
+        ).value  # fmt: skip
         for tilt in sampler.target.tilts:
             result = jax.eval_shape(lambda x, reward=tilt.log_reward: jnp.asarray(reward(x)), value)
             if not jnp.issubdtype(result.dtype, jnp.floating):
@@ -152,11 +153,11 @@ class _Plan(NamedTuple):
     calls: np.ndarray
 
 
-def _better(kept: tuple[Any, Any], values: Any, rewards: Any) -> tuple[Any, Any]:
+def _better(kept: tuple[Any, Any], generations: Any, rewards: Any) -> tuple[Any, Any]:
     """Return for each start the better one of what was kept and what was found."""
     improves = rewards > kept[1]
 
     def choose(new, old):
         return jnp.where(improves.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    return jax.tree.map(choose, (values, rewards), kept)
+    return jax.tree.map(choose, (generations, rewards), kept)

@@ -92,14 +92,14 @@ class PathSearch(NoiseSearch):
     def look(self, sampler: Sampler, plan: _Plan, key) -> Found:
         """Search; called under `jit`."""
         noise_key, first_key, round_key, last_key = jax.random.split(key, 4)
-        states = jax.vmap(sampler.start)(sampler.start_noise(noise_key, plan.num_paths))
-        states = sampler.advance(states, 0, plan.first, first_key)  # (1)
-        guesses = jax.vmap(sampler.guess)(states)
+        walks = jax.vmap(sampler.start)(sampler.start_noise(noise_key, plan.num_paths))
+        walks = sampler.advance(walks, 0, plan.first, first_key)  # (1)
+        guesses = jax.vmap(sampler.guess)(walks)
 
-        def one_round(states, inputs):  # (2)
+        def one_round(walks, inputs):  # (2)
             position, key = inputs
             noise_key, step_key = jax.random.split(key)
-            branches = jax.tree.map(lambda x: jnp.repeat(x, self.num_branches, axis=0), states)
+            branches = jax.tree.map(lambda x: jnp.repeat(x, self.num_branches, axis=0), walks)
             z = sampler.start_noise(noise_key, plan.num_paths * self.num_branches)
             noisier = position - plan.back
             branches = jax.vmap(sampler.renoise, (0, 0, None, None))(branches, z, position, noisier)
@@ -108,12 +108,12 @@ class PathSearch(NoiseSearch):
             return best(branches, guesses, plan.num_paths)[0], guesses
 
         positions = jnp.asarray(plan.positions[:-1], jnp.int32)
-        states, later = jax.lax.scan(one_round, states, (positions, jax.random.split(round_key, len(positions))))
+        walks, later = jax.lax.scan(one_round, walks, (positions, jax.random.split(round_key, len(positions))))
         last = int(plan.positions[-1])
-        states = sampler.advance(states, last, sampler.num_steps - last, last_key)  # (3)
-        values = jax.vmap(sampler.value)(states)
-        rewards = jax.vmap(sampler.reward)(values)
-        return found(best(values, rewards, self.num_kept), guesses[None], later, rewards[None])
+        walks = sampler.advance(walks, last, sampler.num_steps - last, last_key)  # (3)
+        generations = jax.vmap(sampler.generation)(walks)
+        rewards = jax.vmap(sampler.reward)(generations.value)
+        return found(best(generations, rewards, self.num_kept), guesses[None], later, rewards[None])
 
 
 class _Plan(NamedTuple):

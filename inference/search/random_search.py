@@ -18,12 +18,16 @@ import numpy as np
 from ppl import runners
 from ppl.guarantees import Promising
 from ppl.inference.population import OnlyWeigh
-from ppl.inference.search.run import Found, best, blame, finish, found, refuse_options, require_budget, rewarded_target
-from ppl.inference.search.sampler import log_reward, step_calls, unweighted
-from ppl.inference.validation import require_count
+from ppl.inference.search.run import Found, best, blame, finish, found, require_budget, rewarded_target
+from ppl.inference.search.sampler import Generation, log_reward, step_calls, unweighted
+from ppl.inference.validation import refuse_state, require_count
 from ppl.interpret import Interpreter
+from ppl.lanes import Lane
 from ppl.posterior import Posterior
-from ppl.program import Program, Staged, as_program
+from ppl.process import Process
+from ppl.program import Program, Staged, as_program, kept_sites
+from ppl.targets import Combination
+from ppl.trace import along_times
 
 __all__ = ["RandomSearch"]
 
@@ -34,8 +38,9 @@ class RandomSearch(Promising):
 
     Attributes:
         budget: network calls, at least those of one generation; what is left after the last one is not spent. For
-            processes that do not say how often they call a network, such as text, it counts one call a step, as if no
-            generation ended early.
+            processes that do not say how often they call a network, such as text, it counts one call a step, and
+            affords as many generations as if none ended early. The calls that are reported are those that were made:
+            a batch goes on until all of its generations have ended.
         num_kept: how many of the generations are returned.
         batch_size: how many are made side by side; None for all of them.
     """
@@ -52,16 +57,17 @@ class RandomSearch(Promising):
     def __call__(self, program, key, *, keep=None, progress=None, state=None) -> Posterior:
         """Run; see `ppl.infer` for the arguments. No progress is shown."""
         del progress
+        refuse_state(self, state)
         program = as_program(program)
-        refuse_options(self, keep, state)
-        result, calls = self._search(program, key)
-        return finish(self, program, result, calls)
+        result, present, calls = self._search(program, key, keep)
+        return finish(self, program, result, calls, present)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
         """Repeat a run and count the rewards that were no numbers."""
-        return blame(self._search(as_program(program), key)[0])
+        return blame(self._search(as_program(program), key, None)[0])
 
-    def _search(self, program: Program, key) -> tuple[Found, np.ndarray]:
+    def _search(self, program: Program, key, keep: frozenset[str] | None) -> tuple[Found, dict[str, Any], Any]:
+        """Return what is found, where its kept sites are present, and the network calls by each generation."""
         target = rewarded_target(self, program)
         cost = int(step_calls(target).sum())
         require_budget(self.budget, cost, "one generation")
@@ -75,30 +81,59 @@ class RandomSearch(Promising):
             return {"value": value, "reward": reward(value)}
 
         staged = Program(generate).stage(keep_rules=False)
+        keep = kept_sites(staged, keep)
+        counted = _calls_of_an_iteration(target)
         batch_size = min(num, self.batch_size or num)
-        purpose = ("random search", num, batch_size, self.num_kept)
-        result = runners.run(staged, purpose, _runner(num, batch_size, self.num_kept), key)
-        return result, cost * np.arange(1, num + 1)
+        purpose = ("random search", num, batch_size, self.num_kept, keep, counted)
+        run = _runner(num, batch_size, self.num_kept, keep, counted)
+        result, present, iterations = runners.run(staged, purpose, run, key)
+        each = cost if counted is None else counted * iterations
+        return result, present, np.cumsum(np.broadcast_to(each, num)) if counted is None else jnp.cumsum(each)
 
 
-def _runner(num: int, batch_size: int, num_kept: int):
-    def run(staged: Staged, inputs, given, key) -> Found:
+def _calls_of_an_iteration(target: Combination) -> int | None:
+    """Return how often one particle calls networks in an iteration, where a generation may end early; else None."""
+    process = target.process
+    ends = type(process).ended is not Process.ended
+    return len(target.factors) if ends and target.network_calls() is None else None
+
+
+def _runner(num: int, batch_size: int, num_kept: int, keep: frozenset[str], counted: int | None):
+    def run(staged: Staged, inputs, given, key) -> tuple[Found, dict[str, Any], Any]:
+        times = {name: staged.sites[name].time_shape for name in keep}
+        looked_at = keep if counted is None else keep | {"path"}
+
         def batch(index, size: int):
             key_batch = jax.random.fold_in(key, index)
-            result = Interpreter(size, OnlyWeigh()).run(staged.block, inputs, key_batch, given)
-            arrays = [x.array if x.random else jnp.broadcast_to(x.array, (size, *x.array.shape)) for x in result.value]
-            drawn = jax.tree.unflatten(staged.out_tree, arrays)
+            result = Interpreter(size, OnlyWeigh(), keep=looked_at).run(staged.block, inputs, key_batch, given)
+
+            def spread(lane: Lane):
+                return lane.array if lane.random else jnp.broadcast_to(lane.array, (size, *lane.array.shape))
+
+            drawn = jax.tree.unflatten(staged.out_tree, [spread(lane) for lane in result.value])
+            sites = {name: spread(result.sites[name]) for name in keep}
+            masks = {name: None if mask is None else spread(mask) for name, mask in result.present.items()}
+            present = {
+                name: jnp.ones((size, *times[name]), bool)
+                if masks[name] is None
+                else along_times(masks[name], times[name], 1)
+                for name in keep
+            }
+            iterations = jnp.int32(0)
+            if counted is not None:  # a loop goes on while any particle does, and computes all of them
+                iterations = jnp.sum(jnp.any(masks["path"], axis=0), dtype=jnp.int32)
             dead = result.log_weights == -jnp.inf  # a constraint is broken: the reward is not looked at
             rewards = jnp.where(dead, -jnp.inf, drawn["reward"])
-            return best(drawn["value"], rewards, num_kept), rewards
+            kept = best((Generation(drawn["value"], sites), present), rewards, num_kept)
+            return kept, rewards, jnp.broadcast_to(iterations, size)
 
         full, rest = divmod(num, batch_size)
-        kept, seen = jax.lax.map(lambda index: batch(index, batch_size), jnp.arange(full))
-        kept, seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept), seen.reshape(-1)
+        rows = jax.lax.map(lambda index: batch(index, batch_size), jnp.arange(full))
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         if rest:
-            last, more = batch(full, rest)
-            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
-            seen = jnp.concatenate([seen, more])
-        return found(best(*kept, num_kept), seen)
+            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows, batch(full, rest))
+        kept, seen, iterations = rows
+        (generations, present), rewards = best(*kept, num_kept)
+        return found((generations, rewards), seen), present, iterations
 
     return run

@@ -65,25 +65,23 @@ class RolloverSearch(NoiseSearch):
     def look(self, sampler: Sampler, plan: _Plan, key) -> Found:
         """Search; called under `jit`."""
         keys = jax.random.split(key, self.num_kept)
-        values, rewards, seen = jax.lax.map(lambda key: self._generate(sampler, plan, key), keys)
-        result = found(best(values, rewards, self.num_kept), seen.reshape(-1))
+        generations, rewards, seen = jax.lax.map(lambda key: self._generate(sampler, plan, key), keys)
+        result = found(best(generations, rewards, self.num_kept), seen.reshape(-1))
         invalid = jnp.sum(jnp.isnan(rewards) | (rewards == jnp.inf))
         return result._replace(invalid=result.invalid + invalid)
 
     def _generate(self, sampler: Sampler, plan: _Plan, key) -> tuple[Any, Any, Any]:
-        """Return a finished value, its reward, and the rewards of all denoised values `[S + proposals]`."""
+        """Return a generation, its reward, and the rewards of all denoised values `[S + proposals]`."""
         start_key, proposal_key, last_key = jax.random.split(key, 3)
         starts = jax.vmap(sampler.start)(sampler.start_noise(start_key, plan.num_starts))
         rewards = jax.vmap(sampler.guess)(starts)
-        states, highest = jax.tree.map(lambda x: x[0], best(starts, rewards, 1))  # (1)
+        walk, highest = jax.tree.map(lambda x: x[0], best(starts, rewards, 1))  # (1)
         empty = jnp.zeros(plan.num_proposals, rewards.dtype)
-        run = _Run(
-            states, highest, jnp.int32(0), jnp.int32(plan.quota), jnp.int32(0), states, highest, jnp.int32(0), empty
-        )
+        run = _Run(walk, highest, jnp.int32(0), jnp.int32(plan.quota), jnp.int32(0), walk, highest, jnp.int32(0), empty)
 
         def propose(run: _Run) -> _Run:
             z = sampler.step_noise(jax.random.fold_in(proposal_key, run.total), 1)[0]
-            proposal = sampler.step(run.states, z, run.step)
+            proposal = sampler.step(run.walk, z, run.step)
             reward = sampler.guess(proposal)
             better = (run.used == 0) | (reward > run.candidate_reward)
             candidate = _choose(better, proposal, run.candidate)
@@ -92,7 +90,7 @@ class RolloverSearch(NoiseSearch):
             done = (accept | (used >= run.quota)) & ~last  # (2), (3): an accepted one is the best so far
             left = jnp.where(accept, run.quota - used, 0)
             return _Run(
-                states=_choose(done, candidate, run.states),
+                walk=_choose(done, candidate, run.walk),
                 highest=jnp.where(accept, reward, run.highest),
                 step=run.step + done,
                 quota=jnp.where(done, plan.quota + left, run.quota),
@@ -106,9 +104,8 @@ class RolloverSearch(NoiseSearch):
         if plan.num_proposals:
             run = jax.lax.while_loop(lambda run: run.total < plan.num_proposals, propose, run)  # (4)
         z = sampler.step_noise(last_key, 1)[0]
-        states = sampler.step(run.candidate, z, jnp.int32(sampler.num_steps - 1))
-        value = sampler.value(states)
-        return value, sampler.reward(value), jnp.concatenate([rewards, run.seen])
+        generation = sampler.generation(sampler.step(run.candidate, z, jnp.int32(sampler.num_steps - 1)))
+        return generation, sampler.reward(generation.value), jnp.concatenate([rewards, run.seen])
 
 
 class _Plan(NamedTuple):
@@ -119,9 +116,9 @@ class _Plan(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """One generation under way: its states before a step, what the step has seen, and the calls it may still make."""
+    """One generation under way: its walk before a step, what the step has seen, and the calls it may still make."""
 
-    states: Any
+    walk: Any
     highest: Any
     step: Any
     quota: Any

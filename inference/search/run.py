@@ -1,7 +1,8 @@
 """What searches share: a tilted target, one compiled function, and a posterior of the best values that were found.
 
 The value of a search's posterior holds the `num_kept` values of the highest reward, best first, with equal weights:
-they are no sample of any stated distribution, and there is no log-evidence. Twists are not used. Its diagnostics:
+they are no sample of any stated distribution, and there is no log-evidence. Twists are not used. `keep` can name the
+sites `origin` and `path` that led to the values. Its diagnostics:
 
     network_calls   how often networks were called; backward passes are not counted
     rewards, calls  the best reward seen so far, and the network calls made by then
@@ -16,16 +17,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppl import runners
 from ppl.errors import SiteValueError
 from ppl.guarantees import Promising
-from ppl.inference.search.sampler import Sampler
+from ppl.inference.search.sampler import SITES, Generation, Sampler
 from ppl.inference.validation import refuse_state
 from ppl.interpret import Interpreter
 from ppl.posterior import Posterior, population_posterior
 from ppl.program import Program, Staged, as_program
+from ppl.runners import is_traced
 from ppl.targets import Combination
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "finish",
     "found",
     "merge",
-    "refuse_options",
     "require_budget",
     "rewarded_target",
 ]
@@ -46,14 +46,14 @@ class Found(NamedTuple):
     """What a search has found.
 
     Attributes:
-        values: the kept values, `[num_kept, ...]`, best first.
+        kept: what was kept, a `Generation` of arrays `[num_kept, ...]`, best first.
         rewards: theirs, `[num_kept]`.
         trace: the best reward seen so far, `[M]`.
         invalid: how many rewards were NaN or +inf.
         killed: how many were -inf.
     """
 
-    values: Any
+    kept: Generation
     rewards: Any
     trace: Any
     invalid: Any
@@ -87,8 +87,11 @@ class NoiseSearch(Promising, abc.ABC):
         """Run; see `ppl.infer` for the arguments. No progress is shown."""
         del progress
         program = as_program(program)
-        refuse_options(self, keep, state)
-        staged, plan = self._staged(program, key)
+        refuse_state(self, state)
+        unknown = sorted((keep or frozenset()) - set(SITES))
+        if unknown:
+            raise SiteValueError(f"`keep` names {unknown}; {type(self).__name__} can store {list(SITES)}.")
+        staged, plan = self._staged(program, key, keep or frozenset())
         return finish(self, program, runners.run(staged, "search", _evaluate), plan.calls)
 
     def blame(self, program, key) -> dict[str, dict[str, Any]]:
@@ -100,13 +103,13 @@ class NoiseSearch(Promising, abc.ABC):
         staged, _ = self._staged(as_program(program), jax.random.key(0))
         return runners.lower(staged, "search", _evaluate)
 
-    def _staged(self, program: Program, key) -> tuple[Staged, Any]:
+    def _staged(self, program: Program, key, keep: frozenset[str] = frozenset()) -> tuple[Staged, Any]:
         target = rewarded_target(self, program)
         for what in ("constraint", "proposal", "steps"):
             if getattr(target, what) is not None:
                 raise ValueError(f"{type(self).__name__} cannot search {target!r}: it has a {what} of its own.")
         self.check(target)
-        sampler = Sampler(target)
+        sampler = Sampler(target, keep)
         plan = self.plan(sampler)
         return Program(lambda key: self.look(sampler, plan, key), (key,)).stage(keep_rules=False), plan
 
@@ -129,13 +132,6 @@ def rewarded_target(search: Any, program: Program) -> Combination:
     if program.conditions:
         raise ValueError(f"{name} draws every site, {sorted(program.conditions)} of {program!r} are conditioned.")
     return target
-
-
-def refuse_options(search: Any, keep: frozenset[str] | None, state: Any) -> None:
-    """Raise if sites are to be stored, or a run is to be continued."""
-    refuse_state(search, state)
-    if keep:
-        raise SiteValueError(f"`keep` names {sorted(keep)}; {type(search).__name__} stores no sites, only values.")
 
 
 def require_budget(budget: int, needed: int, what: str) -> None:
@@ -169,7 +165,7 @@ def found(kept: tuple[Any, Any], *seen: Any) -> Found:
     return Found(*kept, trace, invalid, sum(jnp.sum(rewards == -jnp.inf) for rewards in seen))
 
 
-def finish(search: Any, program: Program, found: Found, calls: np.ndarray) -> Posterior:
+def finish(search: Any, program: Program, found: Found, calls: Any, present: dict[str, Any] | None = None) -> Posterior:
     """Return the posterior of what was found.
 
     Args:
@@ -177,25 +173,31 @@ def finish(search: Any, program: Program, found: Found, calls: np.ndarray) -> Po
         program: the target's program.
         found: what it has found.
         calls: network calls made by each entry of the trace.
+        present: for each kept site a bool along its time axes, `[num_kept, ...]`; None where all entries are.
     """
     log_weights = jnp.where(found.rewards == -jnp.inf, -jnp.inf, 0.0)
     posterior = population_posterior(
         jnp.where(found.invalid > 0, jnp.nan, log_weights),
         jnp.float32(0.0),
         [],
-        value=found.values,
-        sites={},
-        present={},
+        value=found.kept.value,
+        sites=found.kept.sites,
+        present=_all_present(found.kept.sites) if present is None else present,
         guarantee=search.guarantee,
         algorithm=repr(search),
     )
     diagnostics = posterior.diagnostics | {
-        "network_calls": int(calls[-1]),
+        "network_calls": calls[-1] if is_traced(calls) else int(calls[-1]),
         "rewards": found.trace,
         "calls": jnp.asarray(calls, jnp.int32),
         "kept_rewards": found.rewards,
     }
     return dataclasses.replace(posterior, diagnostics=diagnostics, decode=program.decode)
+
+
+def _all_present(sites: dict[str, Any]) -> dict[str, Any]:
+    times = {"origin": 1, "path": 2}
+    return {name: jnp.ones(values.shape[: times[name]], bool) for name, values in sites.items()}
 
 
 def blame(found: Found) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,9 @@ and an x at level j is taken back to a noisier level i < j by the noising of the
 
     x_i = a x_j + sqrt(sigma_i^2 - a^2 sigma_j^2) z,    a = alpha_i / alpha_j                                      (3)
 
+A walk is the states that a run has reached, with what it has drawn where the caller wants that kept: `origin`, the
+noisiest x, and `path`, the x after each step, those of (3) in the place of the ones that they replace.
+
 Functions of the process are traced once and made flat, so that the arrays they close over, network weights above all,
 are inputs of whatever loop they are called in, and never constants.
 """
@@ -18,7 +21,7 @@ are inputs of whatever loop they are called in, and never constants.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +30,33 @@ import numpyro.distributions as dist
 
 from ppl import ir
 from ppl.gaussian import Gaussian
-from ppl.host import Host
 from ppl.inference.correctors import Uncorrected
+from ppl.log_weights import log_weight_of
 from ppl.products import product_law
 from ppl.targets import Combination
 
-__all__ = ["Sampler", "log_reward", "step_calls", "unweighted"]
+__all__ = ["SITES", "Generation", "Sampler", "Walk", "log_reward", "step_calls", "unweighted"]
+
+SITES = ("origin", "path")
+
+
+class Walk(NamedTuple):
+    """A run under way.
+
+    Attributes:
+        states: one for each process.
+        drawn: the kept sites so far, by name.
+    """
+
+    states: list[Any]
+    drawn: dict[str, Any]
+
+
+class Generation(NamedTuple):
+    """A finished value, and the kept sites that led to it."""
+
+    value: Any
+    sites: dict[str, Any]
 
 
 class Sampler:
@@ -40,19 +64,20 @@ class Sampler:
 
     Attributes:
         target: the target.
+        keep: which of the sites `origin` and `path` are kept.
         num_steps: K.
         shape: of the start's noise.
         step_shape: of a step's noise; () where steps draw nothing.
         calls: network calls of one particle at the start and at each step, int `[K + 1]`, see `step_calls`.
     """
 
-    def __init__(self, target: Combination):
+    def __init__(self, target: Combination, keep: frozenset[str] = frozenset()):
         """Take a target apart.
 
         Raises:
             TypeError: its process is no diffusion: its start is not Gaussian, or it has no noise levels.
         """
-        self.target, process = target, target.process
+        self.target, self.keep, process = target, keep, target.process
         base = unweighted(target)
         for factor, _ in target.factors:
             if not _has_levels(factor):
@@ -68,8 +93,8 @@ class Sampler:
         self.draws_steps = process.churn != 0
         self.step_shape = self.shape if self.draws_steps else ()
         self.calls = step_calls(target)
-        self.start = Hoisted(self._start)
-        self.step = Hoisted(self._step)
+        self._started = Hoisted(self._start)
+        self._stepped = Hoisted(self._step)
         self.reward = Hoisted(log_reward(target))
         self._placed = Hoisted(lambda x, step: [p.placed(x, step) for p in self.processes])
 
@@ -85,49 +110,77 @@ class Sampler:
 
     # Runs.
 
-    def run(self, noise, step_noise, *, rematerialise: bool = False) -> Any:
-        """Return the finished value of one particle.
+    def start(self, noise) -> Walk:
+        """Begin a run at a start's noise, `shape`."""
+        states = self._started(noise)
+        x, drawn = states[0]["x"], {}
+        if "origin" in self.keep:
+            drawn["origin"] = x
+        if "path" in self.keep:
+            drawn["path"] = jnp.zeros((self.num_steps, *x.shape), x.dtype)
+        return Walk(states, drawn)
+
+    def step(self, walk: Walk, z, k) -> Walk:
+        """Make step k with noise `step_shape`."""
+        states = self._stepped(walk.states, z, k)
+        drawn = dict(walk.drawn)
+        if "path" in drawn:
+            drawn["path"] = drawn["path"].at[k].set(states[0]["x"])
+        return Walk(states, drawn)
+
+    def run(self, noise, step_noise, *, rematerialise: bool = False) -> Generation:
+        """Return what one particle generates.
 
         Args:
             noise: the start's, `shape`.
             step_noise: `[K, *step_shape]`.
             rematerialise: keep only the steps' states for a gradient, and make each step again on the way back.
         """
-        step = jax.checkpoint(self.step, prevent_cse=False) if rematerialise else self.step
+        step = jax.checkpoint(self._stepped, prevent_cse=False) if rematerialise else self._stepped
 
         def body(states, inputs):
             z, k = inputs
-            return step(states, z, k), None
+            states = step(states, z, k)
+            return states, states[0]["x"] if "path" in self.keep else None
 
         ks = jnp.arange(self.num_steps, dtype=jnp.int32)
-        return self.value(jax.lax.scan(body, self.start(noise), (step_noise, ks))[0])
+        start = self.start(noise)
+        states, path = jax.lax.scan(body, start.states, (step_noise, ks))
+        return self.generation(Walk(states, start.drawn | ({} if path is None else {"path": path})))
 
-    def advance(self, states, first, count: int, key) -> Any:
-        """Make `count` steps from step `first` on with fresh noise; states have a leading particle axis."""
+    def advance(self, walks: Walk, first, count: int, key) -> Walk:
+        """Make `count` steps from step `first` on with fresh noise; walks have a leading particle axis."""
 
-        def body(states, inputs):
+        def body(walks, inputs):
             k, key = inputs
-            z = self.step_noise(key, jax.tree.leaves(states)[0].shape[0])
-            return jax.vmap(self.step, (0, 0, None))(states, z, first + k), None
+            z = self.step_noise(key, jax.tree.leaves(walks)[0].shape[0])
+            return jax.vmap(self.step, (0, 0, None))(walks, z, first + k), None
 
         ks = jnp.arange(count, dtype=jnp.int32)
-        return jax.lax.scan(body, states, (ks, jax.random.split(key, count)))[0]
+        return jax.lax.scan(body, walks, (ks, jax.random.split(key, count)))[0]
 
-    def value(self, states) -> Any:
-        """Return the finished value of the states after the last step."""
-        return self.processes[0].finish(states[0], None)
+    def generation(self, walk: Walk) -> Generation:
+        """Return the finished value of a walk after the last step, with its sites."""
+        return Generation(self.processes[0].finish(walk.states[0], None), walk.drawn)
 
-    def guess(self, states) -> Any:
+    def guess(self, walk: Walk) -> Any:
         """Return the reward at the denoised value, (2)."""
+        states = walk.states
         total = sum(power * state["denoised"] for power, state in zip(self._powers, states, strict=True))
         return self.reward(states[0]["denoised"] if len(states) == 1 else total / jnp.sum(self._powers))
 
-    def renoise(self, states, z, level, noisier) -> Any:
-        """Return the states of x taken from one level back to another by (3)."""
-        x, here, there = states[0]["x"], self.processes[0].level(level), self.processes[0].level(noisier)
+    def renoise(self, walk: Walk, z, level, noisier) -> Walk:
+        """Return a walk whose x was taken from one level back to another by (3)."""
+        x, here, there = walk.states[0]["x"], self.processes[0].level(level), self.processes[0].level(noisier)
         rate = there.alpha / here.alpha
         variance = jnp.maximum(there.sigma**2 - (rate * here.sigma) ** 2, 0.0)
-        return self._placed(rate * x + jnp.sqrt(variance) * z, noisier)
+        x, drawn = rate * x + jnp.sqrt(variance) * z, dict(walk.drawn)
+        if "origin" in drawn:
+            drawn["origin"] = jnp.where(noisier == 0, x, drawn["origin"])
+        if "path" in drawn:
+            before = jnp.where(noisier == 0, self.num_steps, noisier - 1)  # out of range: nothing is written
+            drawn["path"] = drawn["path"].at[before].set(x, mode="drop")
+        return Walk(self._placed(x, noisier), drawn)
 
     # What these are made of.
 
@@ -184,11 +237,8 @@ def log_reward(target: Combination) -> Callable[[Any], Any]:
     def reward(value):
         total = jnp.float32(0.0)
         for tilt, power in zip(target.tilts, powers, strict=True):
-            if isinstance(tilt.log_reward, Host):
-                log_weight = tilt.log_reward("reward", read, value)
-            else:
-                log_weight = jnp.asarray(tilt.log_reward(value))
-            total = total + jnp.where(log_weight == -jnp.inf, -jnp.inf, power * log_weight)
+            nats = log_weight_of("reward", tilt.log_reward, read, value)
+            total = total + jnp.where(nats == -jnp.inf, -jnp.inf, power * nats)
         return total
 
     return reward

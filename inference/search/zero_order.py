@@ -70,23 +70,23 @@ class ZeroOrderSearch(NoiseSearch):
         """Search; called under `jit`."""
         start_key, step_key, round_key = jax.random.split(key, 3)
         pivot = sampler.start_noise(start_key, 1)[0], sampler.step_noise(step_key, sampler.num_steps)
-        value = sampler.run(*pivot)
-        reward = sampler.reward(value)
-        empty = jax.tree.map(lambda x: jnp.zeros((self.num_kept, *x.shape), x.dtype), value)
+        generation = sampler.run(*pivot)
+        reward = sampler.reward(generation.value)
+        empty = jax.tree.map(lambda x: jnp.zeros((self.num_kept, *x.shape), x.dtype), generation)
         nothing = empty, jnp.full(self.num_kept, -jnp.inf, reward.dtype)
-        kept = merge(nothing, *jax.tree.map(lambda x: x[None], (value, reward)))
+        kept = merge(nothing, *jax.tree.map(lambda x: x[None], (generation, reward)))
 
         def one_round(carry, index):
             pivot, reward, kept = carry
             noises = self._neighbours(sampler, pivot, jax.random.fold_in(round_key, index))
-            values = jax.vmap(sampler.run, (0, None if self.over == "start" else 0))(*noises)
-            rewards = jax.vmap(sampler.reward)(values)
+            generations = jax.vmap(sampler.run, (0, None if self.over == "start" else 0))(*noises)
+            rewards = jax.vmap(sampler.reward)(generations.value)
             nearest, highest = best(noises if self.over == "all" else noises[0], rewards, 1)
             nearest = jax.tree.map(lambda x: x[0], nearest)
             moved = nearest if self.over == "all" else (nearest, pivot[1])
             better = highest[0] > reward
             pivot = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, pivot)
-            return (pivot, jnp.where(better, highest[0], reward), merge(kept, values, rewards)), rewards
+            return (pivot, jnp.where(better, highest[0], reward), merge(kept, generations, rewards)), rewards
 
         (_, _, kept), rewards = jax.lax.scan(one_round, (pivot, reward, kept), jnp.arange(plan.num_rounds))
         return found(kept, jnp.concatenate([reward[None], rewards.reshape(-1)]))

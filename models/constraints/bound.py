@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ppl.host import population, record_failure
+from ppl.host import ask
 from ppl.models.constraints.automaton import Automaton, accepts, advance, allowed, check_reachable
 from ppl.models.constraints.grammar import Grammar, Intersection
 from ppl.models.constraints.parser_states import ParserStates, parser_states
@@ -114,8 +114,11 @@ class BoundGrammar:
 
     def allowed(self, state: PyTree, budget: Int[Array, ""]) -> Bool[Array, " V"]:
         """Return the tokens that may follow, given how many more there is room for after it."""
-        call = _Call("masks", self.grammar, self.vocabulary, (1, 0, 0), (self._parser.num_words,), np.uint32)
-        words = _ask(call, state["tokens"], state["length"], jnp.asarray(budget, jnp.int32))
+        question = _Question("masks", self.grammar, self.vocabulary)
+        answer = jax.ShapeDtypeStruct((self._parser.num_words,), jnp.uint32)
+        words = ask(
+            _SITE, question, answer, state["tokens"], state["length"], jnp.asarray(budget, jnp.int32), otherwise=0
+        )
         bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
         return bits.reshape(-1)[: len(self.vocabulary.tokens)] == 1
 
@@ -128,8 +131,8 @@ class BoundGrammar:
 
     def accepts(self, state: PyTree) -> Bool[Array, ""]:
         """Return whether the text so far satisfies the grammar."""
-        call = _Call("accepts", self.grammar, self.vocabulary, (1, 0), (), np.bool_)
-        return _ask(call, state["tokens"], state["length"])
+        question, answer = _Question("accepts", self.grammar, self.vocabulary), jax.ShapeDtypeStruct((), jnp.bool_)
+        return ask(_SITE, question, answer, state["tokens"], state["length"], otherwise=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,30 +159,14 @@ class BoundAll:
         return functools.reduce(operator.and_, (p.accepts(one) for p, one in zip(self.parts, state, strict=True)))
 
 
-def _ask(call: _Call, *arguments) -> Any:
-    shape = jax.ShapeDtypeStruct(call.shape, call.dtype)
-    return jax.pure_callback(call, shape, *arguments, vmap_method="expand_dims")
-
-
 @dataclasses.dataclass(frozen=True)
-class _Call:
-    """The callback: a question to the parser for all particles. Equal ones make equal programs.
-
-    What goes wrong is kept for `ppl.infer` to raise; no token is allowed then.
-    """
+class _Question:
+    """A question to the parser, for all particles. Equal ones make equal programs."""
 
     question: str
     grammar: Grammar
     vocabulary: Vocabulary
-    ranks: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: type
 
     def __call__(self, *arguments) -> np.ndarray:
-        batch, flat = population(arguments, self.ranks)
-        try:
-            answer = getattr(parser_states(self.grammar.lark, self.vocabulary), self.question)(*flat)
-            return answer.reshape((*batch, *self.shape))
-        except BaseException as error:  # noqa: BLE001  an exception here would lose its cause in the runtime
-            record_failure(_SITE, error)
-            return np.zeros((*batch, *self.shape), self.dtype)
+        *arrays, _ = arguments
+        return getattr(parser_states(self.grammar.lark, self.vocabulary), self.question)(*arrays)

@@ -7,13 +7,14 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions
 import optax
 import pytest
 
 import ppl
 from ppl.inference import ImportanceSampling
 from ppl.inference.search import NoiseOptimization, PathSearch, RandomSearch, RolloverSearch, ZeroOrderSearch
-from ppl.inference.search.sampler import Sampler
+from ppl.inference.search.sampler import Sampler, Walk
 from ppl.models import (
     Diffusion,
     GaussianMixture,
@@ -244,7 +245,10 @@ def test_zero_order_search_is_hill_climbing_over_its_neighbours():
     target = sampler().tilt(reward)
     made = Sampler(target)
     start_key, step_key, round_key = jax.random.split(jax.random.key(7), 3)
-    pivot, run = (made.start_noise(start_key, 1)[0], made.step_noise(step_key, 6)), jax.jit(made.run)
+    pivot, run = (
+        (made.start_noise(start_key, 1)[0], made.step_noise(step_key, 6)),
+        jax.jit(lambda *noise: made.run(*noise).value),
+    )
     seen = [run(*pivot)]
     highest = reward(seen[0])
     for index in range(2):
@@ -298,9 +302,9 @@ def test_path_search_is_the_best_branch_of_the_best_branch():
         z = made.start_noise(a, 6)
         branches = [made.renoise(states[i // 3], z[i], position, position - 1) for i in range(6)]
         branches = steps(branches, position - 1, 2, b)
-        branches.sort(key=lambda s: -float(reward(s[0]["denoised"])))
+        branches.sort(key=lambda s: -float(reward(s.states[0]["denoised"])))
         states = branches[:2]
-    expected = max((s[0]["x"] for s in states), key=lambda x: float(reward(x)))
+    expected = max((s.states[0]["x"] for s in states), key=lambda x: float(reward(x)))
     assert_close(ppl.infer(target, search, seed=2).value[0], expected)
 
 
@@ -310,7 +314,7 @@ def test_renoising_takes_the_law_of_one_level_to_that_of_a_noisier_one(schedule)
     made = Sampler(process.tilt(reward))
 
     def moved(x, z, down, up):
-        return made.renoise([{"x": x, "denoised": x}], z, down, up)[0]["x"]
+        return made.renoise(Walk([{"x": x, "denoised": x}], {}), z, down, up).states[0]["x"]
 
     for down, up in ((8, 7), (5, 1), (3, 0)):
         here, there = process.level(down), process.level(up)
@@ -331,7 +335,7 @@ def test_rollover_follows_the_plain_rules_on_the_same_proposals(num_steps, budge
         key = jax.random.split(jax.random.key(seed), 1)[0]
         start_key, proposal_key, last_key = jax.random.split(key, 3)
         starts = [start(z) for z in made.start_noise(start_key, num_starts)]
-        seen = [float(reward(s[0]["denoised"])) for s in starts]
+        seen = [float(reward(s.states[0]["denoised"])) for s in starts]
         best, states = max(seen), starts[int(np.argmax(seen))]
         quota = share = (budget - num_starts) // max(num_steps - 1, 1)
         total, left, accepted = 0, budget - num_starts, 0
@@ -342,16 +346,16 @@ def test_rollover_follows_the_plain_rules_on_the_same_proposals(num_steps, budge
             while len(proposals) < quota:
                 z = made.step_noise(jax.random.fold_in(proposal_key, total), 1)[0]
                 proposals.append(step_by(states, z, jnp.int32(step)))
-                seen.append(float(reward(proposals[-1][0]["denoised"])))
+                seen.append(float(reward(proposals[-1].states[0]["denoised"])))
                 total, left = total + 1, left - 1
                 if seen[-1] > best:
                     best, accepted = seen[-1], accepted + 1
                     if step < num_steps - 2:
                         leftover = quota - len(proposals)
                         break
-            states = max(proposals, key=lambda s: float(reward(s[0]["denoised"])))
+            states = max(proposals, key=lambda s: float(reward(s.states[0]["denoised"])))
             quota = share + leftover
-        value = step_by(states, made.step_noise(last_key, 1)[0], jnp.int32(num_steps - 1))[0]["x"]
+        value = step_by(states, made.step_noise(last_key, 1)[0], jnp.int32(num_steps - 1)).states[0]["x"]
         found = ppl.infer(target, RolloverSearch(budget, num_starts=num_starts), seed=seed)
         assert_close(found.value[0], value)
         assert_close(found.diagnostics["rewards"], np.maximum.accumulate(seen))
@@ -398,7 +402,7 @@ def test_rematerialised_steps_need_less_memory_for_the_same_result():
     assert memory[0] < memory[1] / 4, memory
     kept, thrown = (Sampler(target).run, lambda *z: Sampler(target).run(*z, rematerialise=True))
     z = jnp.asarray(rng.normal(size=16), jnp.float32), jnp.zeros(32)
-    assert_close(*(jax.jit(jax.grad(lambda z, s, run=run: run(z, s).sum()))(*z) for run in (kept, thrown)))
+    assert_close(*(jax.jit(jax.grad(lambda z, s, run=run: run(z, s).value.sum()))(*z) for run in (kept, thrown)))
 
 
 @pytest.mark.optimized
@@ -411,6 +415,97 @@ def test_noise_optimisation_reaches_the_known_optimum():
     np.testing.assert_allclose(found.value, np.tile(GOAL, (2, 1)), atol=0.05)
     held = ppl.infer(sampler(8, alone=True).tilt(reward), dataclasses.replace(search, over="all"))
     np.testing.assert_allclose(held.value, np.tile(GOAL, (2, 1)), atol=0.05)
+
+
+# What they keep.
+
+
+@pytest.mark.parametrize("churn", [0.0, 1.0])
+@pytest.mark.parametrize("search", ALL, **ids)
+def test_kept_sites_are_those_that_led_to_the_values(search, churn):
+    """The values come out of the noise that was found: the program is run again along the kept sites."""
+    if churn == 0 and isinstance(search, RolloverSearch):
+        return  # it needs steps that draw noise
+    search = dataclasses.replace(search, num_kept=2, **({"num_starts": 2} if hasattr(search, "num_starts") else {}))
+    target = sampler(4, churn=churn).tilt(reward)
+    found = finished(ppl.infer(target, search, keep=["origin", "path"]))
+    plain = ppl.infer(target, search)
+    assert not plain.sites
+    assert_close(found.value, plain.value)
+    assert_equal(found.diagnostics["network_calls"], plain.diagnostics["network_calls"])
+    assert found.sites["origin"].shape == found.present["origin"].shape + (2,) == (2, 2)
+    assert found.sites["path"].shape == found.present["path"].shape + (2,) == (2, 4, 2)
+    assert_close(found.sites["path"][:, -1], found.value)
+    made = Sampler(target)
+    for n in range(2):
+        sites = {name: values[n] for name, values in found.sites.items()}
+        assert_close(ppl.simulate(ppl.condition(target, sites)).value, found.value[n])
+        if churn == 0 and not isinstance(search, PathSearch):  # all is decided by the origin
+            again = made.run(sites["origin"] / np.sqrt(made._origin().squared_scale), jnp.zeros((4, *made.step_shape)))
+            assert_close(again.value, found.value[n])
+    only = ppl.infer(target, search, keep=["origin"])
+    assert_close(only.sites["origin"], found.sites["origin"])
+    assert set(only.sites) == {"origin"}
+
+
+def test_path_search_keeps_a_path_that_the_steps_can_take():
+    """Where a step is certain, every x of the path but the renoised ones follows from the x before."""
+    target = sampler(8, churn=0.0).tilt(reward)
+    made = Sampler(target)
+    found = ppl.infer(target, PathSearch(100, start=0.5, forward=0.25, backward=0.5), keep=["origin", "path"])
+    xs = jnp.concatenate([found.sites["origin"], found.sites["path"][0]])
+    follows = [
+        bool(jnp.allclose(made._stepped([made.processes[0].placed(x, k)], (), jnp.int32(k))[0]["x"], after, atol=1e-4))
+        for k, (x, after) in enumerate(zip(xs, xs[1:], strict=False))
+    ]
+    # Two rounds go from steps 4 and 6 back to 2 and 4: the last replacements stand.
+    assert follows == [True, False, True, False, True, True, True, True]
+
+
+class Halting(ppl.Process):
+    """Doubles until a coin falls on heads; every step calls a network, which counts."""
+
+    num_steps = 12
+
+    def __init__(self, chance):
+        self.chance = jnp.float32(chance)
+
+    def start(self):
+        return {"sum": jnp.float32(0.0), "ended": jnp.bool_(False)}
+
+    def forward(self, state, step):
+        jax.debug.callback(lambda x: CALLS.append(x), state["sum"])
+        return numpyro.distributions.Bernoulli(self.chance)
+
+    def advance(self, state, drawn, step):
+        return {"sum": state["sum"] + 1, "ended": drawn == 1}
+
+    def ended(self, state):
+        return state["ended"]
+
+    def finish(self, state, path):
+        return state["sum"]
+
+
+@pytest.mark.parametrize(("chance", "batch_size"), [(0.5, None), (0.5, 1), (0.5, 4), (0.9, 3), (0.0, 4), (1.0, 4)])
+def test_calls_of_generations_that_end_early_are_those_that_the_network_counts(chance, batch_size):
+    target = Halting(chance).tilt(lambda value: value)
+    search = RandomSearch(12 * 10, batch_size=batch_size)
+    counts, told = calls_of(target, search)
+    assert counts == told <= 12 * 10
+    if chance == 1.0:
+        assert told == 10
+    if batch_size == 1:  # nobody waits for anybody
+        lengths = ppl.infer(target, dataclasses.replace(search, num_kept=10), seed=3)
+        assert lengths.diagnostics["network_calls"] == float(jnp.sum(lengths.value))
+        assert_equal(lengths.diagnostics["calls"][-1], lengths.diagnostics["network_calls"])
+
+
+def test_random_search_keeps_where_a_generation_has_ended():
+    target = Halting(0.5).tilt(lambda value: value)
+    found = ppl.infer(target, RandomSearch(12 * 10, num_kept=10), keep=["path"])
+    assert_equal(found.present["path"].sum(1), found.value)
+    assert_equal(found.sites["path"].sum(1), (found.value < 12) | (found.sites["path"][:, -1] == 1))
 
 
 # What they refuse.
@@ -426,8 +521,8 @@ def test_a_target_without_what_a_search_needs_is_refused(search):
         ppl.infer(process.tilt(reward).weigh_steps(lambda state: 0.0), search)
     with pytest.raises(TypeError, match=f"{name} searches the generations of a process"):
         ppl.infer(ppl.model(lambda: ppl.sample("x", process.origin()))(), search)
-    with pytest.raises(ValueError, match="stores no sites"):
-        ppl.infer(process.tilt(reward), search, keep=["path"])
+    with pytest.raises(ppl.SiteValueError, match=r"`keep` names \['paht'\]"):
+        ppl.infer(process.tilt(reward), search, keep=["paht"])
     with pytest.raises(ValueError, match="has nothing to continue"):
         ppl.infer(process.tilt(reward), search, state=1)
     with pytest.raises(ValueError, match=r"\['origin'\] .* are conditioned"):

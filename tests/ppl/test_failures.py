@@ -1,5 +1,6 @@
 """Values, arguments and weights that are refused, and what the messages say: the site, the line, what to do."""
 
+import pickle
 import re
 
 import jax
@@ -10,7 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 import ppl
-from ppl.inference import SMC, ImportanceSampling
+from ppl.inference import MCMC, MH, SMC, ImportanceSampling, PaRIS, Regenerate, TemperedSMC
+from ppl.models import MarkovChain
 from tests.ppl.checks import assert_equal, line_of, refusal, run
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -164,11 +166,14 @@ WALK = ppl.model(_walk)
         ({"mu": "a"}, ppl.SiteTypeError, "'mu'.*str"),
         ({"mu": None}, ppl.SiteTypeError, "'mu'.*None"),
         ({"mu": 1j}, ppl.SiteTypeError, "'mu'.*complex"),
+        ({"mu": True}, ppl.SiteTypeError, "'mu'.*bool.*float32"),
     ],
 )
 def test_values_that_do_not_fit_the_sites_are_refused(sites, error, words):
     with pytest.raises(error, match=words):
-        ppl.simulate(ppl.condition(WALK(), sites))
+        ppl.condition(WALK(), sites)  # at once: nothing is run
+    with pytest.raises(error, match=words):
+        ppl.condition(ppl.condition(WALK(), {"mu": 0.0, "z": jnp.ones(3)}), sites)
     complete = {"mu": 0.0, "n": 1, "z": jnp.zeros(3)}
     with pytest.raises(error, match=words):
         ppl.log_density(WALK(), {**complete, **sites})
@@ -176,7 +181,27 @@ def test_values_that_do_not_fit_the_sites_are_refused(sites, error, words):
 
 def test_deterministic_site_cannot_be_conditioned():
     with pytest.raises(ppl.SiteValueError, match="'d'.*deterministic"):
-        ppl.simulate(ppl.condition(WALK(), {"d": 1.0}))
+        ppl.condition(WALK(), {"d": 1.0})
+
+
+@pytest.mark.parametrize("sites", [[("mu", 1.0)], "mu", None, 1.0])
+def test_conditions_are_a_dictionary(sites):
+    with pytest.raises(ppl.SiteTypeError, match="`sites` must be a dictionary of values by name, got"):
+        ppl.condition(WALK(), sites)
+
+
+def test_conditions_on_a_generated_program_are_checked_where_they_stand():
+    @ppl.model
+    def outer():
+        return ppl.generate(ppl.condition(WALK(), {"mux": 1.0}), name="inner")
+
+    with pytest.raises(ppl.SiteValueError, match="condition: 'mux' is not a site"):
+        outer().stage()
+
+
+def test_a_later_condition_replaces_an_earlier_one():
+    program = ppl.condition(ppl.condition(WALK(), {"mu": 0.0}), {"mu": 2.0})
+    assert float(ppl.simulate(program).sites["d"]) == 2.0
 
 
 def test_log_density_of_an_incomplete_assignment_names_what_is_missing():
@@ -223,12 +248,98 @@ def test_keep_must_name_sites():
         ppl.infer(WALK(), SMC(2), keep=["mu", "nope"])
     with pytest.raises(TypeError, match=r"keep=\['mu'\]"):
         ppl.infer(WALK(), SMC(2), keep="mu")
+    for keep in (5, ["mu", 1], [None]):
+        with pytest.raises(TypeError, match=f"`keep` must be a list of site names, got {re.escape(repr(keep))}"):
+            ppl.infer(WALK(), SMC(2), keep=keep)
+
+
+SEEDS = [
+    (1.5, "an int or a PRNG key such as .* got 1.5"),
+    ("a", "got 'a'"),
+    (None, "got None"),
+    (True, "got True"),
+    (1j, "got 1j"),
+    (np.float32(2.0), "got .*2.0"),
+    (jnp.float32(2.0), "got .*2."),
+    ([1, 2], r"got \[1, 2\]"),
+    (np.zeros(3, np.uint32), r"got uint32\[3\]"),
+    (2**32, f"from {-(2**31)} to {2**32 - 1}, got {2**32}; take seed % 2\\*\\*32"),
+    (2**70, f"got {2**70}"),
+    (-(2**31) - 1, f"got {-(2**31) - 1}"),
+    (np.uint64(2**63 + 5), f"got {2**63 + 5}"),
+    (jax.random.split(jax.random.key(0), 3), r"holds 3 PRNG keys, of shape \(3,\)"),
+]
+
+
+@pytest.mark.parametrize("seed, words", SEEDS, ids=lambda s: str(s)[:12])
+def test_seed_that_is_none_is_refused(seed, words):
+    """A seed beyond 32 bits would be another's: JAX drops the higher bits."""
+    with pytest.raises((TypeError, ValueError), match=rf"^`seed`.* {words}"):
+        ppl.infer(WALK(), SMC(2), seed=seed)
+    if not isinstance(seed, jax.Array):
+        with pytest.raises((TypeError, ValueError), match=words):
+            ppl.simulate(WALK(), seed=seed)
+    if seed is not None:
+        with pytest.raises((TypeError, ValueError), match=rf"^`key`.* {words}"):
+            ppl.infer(WALK(), SMC(2), key=seed)
+
+
+def test_seeds_of_every_integer_type_are_the_same_seed():
+    expected = ppl.simulate(WALK(), seed=3).sites["mu"]
+    keys = jax.random.key(3), jax.random.PRNGKey(3), np.asarray(jax.random.key_data(jax.random.key(3)))
+    for seed in (np.int8(3), np.uint64(3), jnp.int32(3), np.array(3), *keys):
+        assert_equal(ppl.simulate(WALK(), seed=seed).sites["mu"], expected)
+    values = [float(ppl.simulate(WALK(), seed=seed).sites["mu"]) for seed in (-1, 0, -(2**31), 2**32 - 2)]
+    assert len(set(values)) == 4
 
 
 @pytest.mark.parametrize("algorithm", [SMC(2), ImportanceSampling(2)], ids=lambda a: type(a).__name__)
 def test_state_is_refused_by_algorithms_that_cannot_continue(algorithm):
     with pytest.raises(ValueError, match=f"`state`.*{type(algorithm).__name__}"):
         ppl.infer(WALK(), algorithm, state=3)
+
+
+@pytest.fixture(scope="module")
+def chain_state():
+    return ppl.infer(_normals(2), CHAINS).state
+
+
+def _normals(num, name="x", more=False):
+    @ppl.model
+    def program():
+        x = ppl.sample(name, dist.Normal(jnp.zeros(num), 1.0).to_event(1))
+        if more:
+            ppl.sample("more", dist.Bernoulli(0.5))
+        ppl.observe("y", dist.Normal(x.sum(), 1.0), 0.3)
+
+    return program()
+
+
+CHAINS = MCMC(Regenerate(), num_samples=2, num_chains=2)
+
+
+@pytest.mark.parametrize(
+    "program, algorithm, words",
+    [
+        (_normals(3), CHAINS, r"another program: 'x' float32\[2\] there, float32\[3\] here"),
+        (_normals(2, "z"), CHAINS, r"'x' float32\[2\] there, missing here, 'z' missing there, float32\[2\] here"),
+        (_normals(2, more=True), CHAINS, r"'more' missing there, int32\[\] here"),
+        (_normals(2), MCMC(Regenerate("x"), 2, num_chains=2), "belongs to chains of Regenerate.*this is Regenerate"),
+        (_normals(2), MCMC(Regenerate(), 2, num_chains=3), "holds 2 chains, `num_chains` is 3"),
+    ],
+    ids=["another shape", "another name", "one more site", "another kernel", "more chains"],
+)
+def test_state_of_other_chains_says_what_differs(chain_state, program, algorithm, words):
+    with pytest.raises(ValueError, match=f"`state` .*{words}"):
+        ppl.infer(program, algorithm, state=chain_state)
+
+
+def test_state_must_be_one_and_its_own_continues(chain_state):
+    with pytest.raises(TypeError, match="`state` must be `posterior.state` of an earlier chain, got Posterior"):
+        ppl.infer(_normals(2), CHAINS, state=ppl.infer(_normals(2), CHAINS))
+    again = pickle.loads(pickle.dumps(chain_state))
+    found, other = (ppl.infer(_normals(2), CHAINS, state=state) for state in (chain_state, again))
+    assert_equal(found.sites["x"], other.sites["x"])
 
 
 @pytest.mark.parametrize(
@@ -313,6 +424,54 @@ def test_message_counts_steps_through_all_loops_in_both_places(loop):
     step = 1 if loop == "first" else 4
     with pytest.raises(ppl.AllParticlesDied, match=rf"zero at step {step}\..*'f {loop}' \(.*first at step {step};"):
         ppl.infer(program(), SMC(4))
+
+
+@ppl.model
+def _two_culprits(reads_outside):
+    d = ppl.sample("d", NORMAL) if reads_outside else 0.0
+
+    def step(x, t):
+        x = ppl.sample("x", dist.Normal(0.5 * x + d, 1.0))
+        ppl.factor("high", jnp.where((t == 3) & (x > 0.5), jnp.nan, 0.0))
+        ppl.factor("low", jnp.where((t == 3) & (x < -0.5), jnp.nan, 0.0))
+        return x, None
+
+    ppl.scan(step, 0.0, jnp.arange(5))
+
+
+PLAIN = SMC(6, ess_threshold=0.0)
+MOVES = MH(lambda sites: {"d": dist.Normal(sites["d"], 1.0)})
+REPEATED = {
+    "plain": (True, PLAIN),
+    "moves": (True, SMC(6, ess_threshold=0.0, rejuvenation=MOVES)),
+    "PaRIS": (False, PaRIS(PLAIN, lambda before, now, t: now["x"])),
+}
+
+
+@pytest.mark.parametrize("how", REPEATED)
+def test_blame_repeats_the_very_run(how):
+    """Nobody is resampled: the particles of a run under `jit`, where nothing is raised, are those to be blamed."""
+    program, algorithm = _two_culprits(REPEATED[how][0]), REPEATED[how][1]
+    drawn = jax.jit(lambda key: ppl.infer(program, algorithm, key=key, keep=["x"]).sites["x"])
+    for seed in range(4):
+        x = np.asarray(drawn(jax.random.key(seed)))[:, 3]
+        with pytest.raises(ppl.InvalidWeight, match=r"\+inf at step 3\.") as caught:
+            ppl.infer(program, algorithm, seed=seed)
+        named = re.findall(r"'(high|low)' \([^)]*first at step 3; (\d+) times\)", str(caught.value))
+        counts = {"high": int(np.sum(x > 0.5)), "low": int(np.sum(x < -0.5))}
+        assert {name: int(count) for name, count in named} == {name: n for name, n in counts.items() if n}
+
+
+def test_blame_that_repeats_something_else_says_so():
+    words = "'high' .*, as the draws that it starts from tell: the run itself was not repeated"
+    with pytest.raises(ppl.InvalidWeight, match=words):
+        ppl.infer(_two_culprits(True), TemperedSMC(6, MOVES, temperatures=(2.0, 1.0)))
+
+
+def test_a_twist_of_the_algorithm_is_blamed():
+    chain = MarkovChain(jnp.zeros(2), jnp.zeros((2, 2)), 3)
+    with pytest.raises(ppl.InvalidWeight, match=r"came from 'twist' \(\d+ times\)"):
+        ppl.infer(chain, SMC(4, twist=lambda state: jnp.where(state["length"] == 2, jnp.nan, 0.0)))
 
 
 def test_several_killers_are_named_with_their_shares():

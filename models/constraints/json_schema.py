@@ -45,13 +45,15 @@ from ppl.models.constraints.expressions import (
 )
 from ppl.models.constraints.json_shapes import Located, Shape, Shapes, refuse, refuse_format, same
 from ppl.models.constraints.json_strings import matching, written, written_values
-from ppl.models.constraints.number_ranges import MOST_SIGNIFICANT, decimals_between, integers_between
+from ppl.models.constraints.number_ranges import MOST_SIGNIFICANT, decimals_between, decimals_of, integers_between
 from ppl.models.constraints.patterns import parse
 from ppl.models.constraints.regular import Constraint, Regex
 from ppl.models.constraints.tables import TooLarge
 
 __all__ = ["JsonSchema"]
 
+_LARGEST = 10**40  # integer that is written
+_MOST_DECIMALS = 20  # of a bound
 _MOST_VALUES = 6  # of the items of a list without repetition
 _MOST_NAME_PATTERNS = 4  # of one object
 _ANY_NUMBER = r"-?(?:0|[1-9][0-9]{0,18})(?:\.[0-9]{1,17})?(?:[eE][+\-]?[0-9]{1,2})?"
@@ -207,8 +209,14 @@ class _Writer:
                 first = math.floor(low.value) + 1 if low.is_open else math.ceil(low.value)
             if high is not None:
                 last = math.ceil(high.value) - 1 if high.is_open else math.floor(high.value)
-            pattern = integers_between(first, last)
+            if (first is not None and first > _LARGEST) or (last is not None and last < -_LARGEST):
+                refuse(path, "integers of more than 40 digits", "use smaller bounds")
+            pattern = integers_between(
+                None if first is None else max(first, -_LARGEST), None if last is None else min(last, _LARGEST)
+            )
         else:
+            if any(bound is not None and decimals_of(bound.value) > _MOST_DECIMALS for bound in (low, high)):
+                refuse(path, f"a bound of more than {_MOST_DECIMALS} decimals", "use bounds of fewer digits")
             pattern = decimals_between(
                 None if low is None else low.value,
                 None if high is None else high.value,
@@ -353,34 +361,38 @@ class _Writer:
         if missing or least > most:
             self._impossible(path, f"needs {missing[0]!r}" if missing else "needs more properties than it may have")
             return None
-        # Nodes (i, c): the first i properties are decided, c of them written; beyond what is asked, c is not counted.
-        counted = most + 1 if most < len(members) else max(1, least if least > len(shape.required) else 0)
-        number: dict[tuple[int, int, str], int] = {(0, 0, ""): 0}
-        edges: list[list[tuple[Expression, int]]] = [[]]
+        # Nodes (i, c, ready): the first i properties are decided and c are written, counted as far as that is asked
+        # for; one of the others must follow where it is ready, after a comma. Node 0 is the start, node 1 the end.
+        unlimited = most == len(members)
+        counted = (least if least > len(shape.required) else 0) if unlimited else most
+        last = max((place for place, name in enumerate(members) if name in shape.required), default=-1)
+        number: dict[tuple[int, int, bool], int] = {}
+        edges: list[list[tuple[Expression, int]]] = [[], []]
 
-        def node(place: int, count: int, half: str = "") -> int:
-            key = (place, min(count, counted), half)
+        def node(place: int, count: int, ready: bool) -> int:
+            key = (place, min(count, counted), ready)
             if key not in number:
                 number[key] = len(edges)
                 edges.append([])
             return number[key]
 
-        reached = [0]
+        if not least:
+            edges[0].append((EMPTY, 1))
+        if most:
+            edges[0].append((EMPTY, node(0, 0, True)))
         for place, (name, member) in enumerate(members.items()):
-            following: set[int] = set()
-            for count in reached:
+            for count in range(counted + 1):
+                here = node(place, count, True)
+                edges[here].append((member, node(place + 1, count + 1, False)))
                 if name not in shape.required:
-                    edges[node(place, count)].append((EMPTY, node(place + 1, count)))
-                    following.add(min(count, counted))
-                if count < most or most == len(members):
-                    half = node(place, count + 1, "after a comma")
-                    edges[node(place, count)].append((self.comma if count else EMPTY, half))
-                    if not edges[half]:
-                        edges[half].append((member, node(place + 1, count + 1)))
-                    following.add(min(count + 1, counted))
-            reached = sorted(following)
-        accepting = frozenset(node(len(members), c) for c in reached if c >= min(least, counted))
-        return self._bracket("{", Graph(edges, accepting), "}")
+                    edges[here].append((EMPTY, node(place + 1, count, True)))
+        for (place, count, ready), here in list(number.items()):
+            if not ready:
+                if place > last and count >= min(least, counted):
+                    edges[here].append((EMPTY, 1))
+                if place < len(members) and (unlimited or count < most):
+                    edges[here].append((self.comma, node(place, count, True)))
+        return self._bracket("{", Graph(edges, frozenset({1})), "}")
 
     def _refuse_few(self, path: str) -> None:
         refuse(

@@ -18,7 +18,6 @@ from urllib.parse import unquote
 
 from ppl.models.constraints.character_automaton import CharacterAutomaton
 from ppl.models.constraints.json_strings import FORMATS, matching, string_values
-from ppl.models.constraints.number_ranges import decimals_of
 from ppl.models.constraints.tables import TooLarge
 
 __all__ = ["TYPES", "Located", "Shape", "Shapes", "exact", "refuse", "refuse_format", "same"]
@@ -262,8 +261,10 @@ class Shapes:
 
     def _branches(self, located: Located, keyword: str) -> list[Any]:
         branches = located.schema.get(keyword, [])
-        if not isinstance(branches, list):
-            refuse(f"{located.path}/{keyword}", f"{branches!r} where a list belongs", "give a list of schemas")
+        if not isinstance(branches, list) or (keyword in located.schema and not branches):
+            refuse(
+                f"{located.path}/{keyword}", f"{branches!r} where schemas belong", "give a list of one or more schemas"
+            )
         return branches
 
     def _check_keywords(self, located: Located) -> None:
@@ -338,6 +339,8 @@ class Shapes:
 
     def _types(self, given: Any, path: str) -> frozenset[str]:
         types = given if isinstance(given, list) else [given]
+        if not types:
+            refuse(path, "'type' = [], which allows nothing", f"use one of the types {', '.join(TYPES)}")
         for kind in types:
             if not isinstance(kind, str) or kind not in TYPES:
                 refuse(path, f"type {kind!r}", f"use one of the types {', '.join(TYPES)}")
@@ -357,12 +360,6 @@ class Shapes:
             number, side = exact(value), "low" if keyword.endswith("inimum") else "high"
             if isinstance(value, float) and abs(value) >= 2**53:  # the double may differ from the numeral
                 number = (max if side == "low" else min)(number, Fraction(value))
-            if decimals_of(number) > 20 or abs(number) >= 10**40:
-                refuse(
-                    path,
-                    f"{keyword!r} = {value!r}, which has too many digits",
-                    "use bounds below 10^40, with at most 20 decimals",
-                )
             bounds[side].append(Bound(number, keyword.startswith("exclusive")))
         asked: dict[str, Any] = {
             "low": max(bounds["low"], key=_low, default=None),
@@ -481,7 +478,8 @@ class Shapes:
             return None
         if shape.values is None:
             return shape
-        values = tuple(value for value in shape.values if self.admits(shape, value, path))
+        rest = dataclasses.replace(shape, values=None)
+        values = tuple(value for value in shape.values if self.admits(rest, value, path))
         if not values:
             self.contradictions.append(f"{path} leaves none of the values of 'enum' or 'const'")
             return None

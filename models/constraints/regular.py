@@ -112,6 +112,8 @@ class Regex(Constraint):
         """The automaton over bytes."""
         try:
             return _language_of(self.pattern)
+        except RecursionError as error:
+            raise ValueError(f"`pattern` {self.pattern!r} nests too deep to be compiled. Nest fewer groups.") from error
         except TooLarge as error:
             raise ValueError(
                 f"`pattern` {self.pattern!r} cannot be compiled: {error}. Lower its counts; what must remember every "

@@ -242,8 +242,15 @@ class _Writer:
             values = shape.strings()
         except TooLarge as error:
             refuse(path, f"its strings: {error}", "lower `minLength` and `maxLength`, or the counts of `pattern`")
+        if values.is_empty and not shape.strings(with_formats=False).is_empty:
+            refuse(
+                path,
+                f"format {shape.formats[0]!r} with a length, a pattern or another format that none of the strings that "
+                "are written in it has",
+                "leave one of them out",
+            )
         if values.is_empty:
-            self._impossible(path, "has a length, pattern or format that no string satisfies together")
+            self._impossible(path, "has a length and patterns that no string satisfies together")
             return None
         found = written_values(values)
         if found is None:

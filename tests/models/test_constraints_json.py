@@ -295,6 +295,8 @@ REFUSED = [
     ({"type": "string", "format": "int32"}, "format 'int32' on type string", "type integer or number"),
     ({"type": "integer", "format": "double"}, "format 'double' on type integer", "type number"),
     ({"allOf": [{"type": "null"}, {"format": "int64"}]}, "format 'int64' on type null", "integer or number"),
+    ({"type": "string", "format": "uuid", "pattern": "^[0-9A-F-]*A$"}, "#: format 'uuid' with a length", "leave one"),
+    ({"type": "string", "format": "date", "maxLength": 9}, "#: format 'date' with a length", "leave one"),
     ({"type": "string", "format": ["date"]}, "format ['date']", "as a string"),
     ({"enum": ["2024-02-30"], "type": "string", "format": "date"}, "'2024-02-30' beside format 'date'", "leave one"),
     # Patterns.
@@ -364,7 +366,7 @@ def test_what_is_not_supported_is_refused_by_name_with_what_to_use_instead(schem
         ({"type": "integer", "minimum": 2, "maximum": 1}, ": # has bounds between which no number lies"),
         ({"type": "integer", "exclusiveMinimum": 0.1, "exclusiveMaximum": 0.9}, "no JSON text satisfies"),
         ({"enum": []}, "# leaves none of the values"),
-        ({"type": "string", "pattern": "^a$", "minLength": 2}, "# has a length, pattern or format"),
+        ({"type": "string", "pattern": "^a$", "minLength": 2}, "# has a length and patterns"),
         ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "#/properties/a leaves none"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "#/allOf/1 leaves no type"),
         ({"type": "array", "items": {"type": "null"}, "minItems": 2, "maxItems": 1}, "'minItems' above 'maxItems'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from typing import Any
 
@@ -10,12 +11,12 @@ import jax
 __all__ = ["Compiled"]
 
 
-class Compiled:
+class Compiled(abc.ABC):
     """An object with jitted functions among its attributes, which `_compile` makes; weights are pickled as arrays."""
 
+    @abc.abstractmethod
     def _compile(self) -> None:
         """Set the compiled functions; to be called at the end of `__init__`."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle holds: no compiled functions, and nothing that is computed when it is asked for."""

@@ -448,8 +448,7 @@ def _check_type(role: str, site: Site, value: Any, shape: tuple[int, ...]) -> No
             f"{role}: the value of {site.name!r} has shape {value.shape}, the site ({site.where}) has {shape}."
         )
     whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == jnp.bool_
-    mistaken = value.dtype == jnp.bool_ and not site.is_discrete
-    if (jnp.issubdtype(site.dtype, jnp.integer) and not whole) or mistaken:
+    if jnp.issubdtype(site.dtype, jnp.integer) and not whole:
         raise SiteTypeError(
             f"{role}: the value of {site.name!r} is {value.dtype}, the site ({site.where}) holds {site.dtype}."
         )

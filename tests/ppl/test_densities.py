@@ -240,7 +240,7 @@ def test_a_draw_of_which_no_value_is_possible_dies_with_its_site():
         ppl.sample("x", dist.Categorical(logits=logits))
 
     impossible = jnp.full(3, -jnp.inf)
-    assert density(dist.Categorical(logits=impossible + jnp.zeros((2, 1))), jnp.zeros(2, jnp.int32)) == -jnp.inf
+    assert jax.jit(lambda logits: log_density(dist.Categorical(logits=logits), 0))(impossible) == -jnp.inf
     with pytest.raises(ppl.AllParticlesDied, match="'x'"):
         ppl.infer(dead_end(impossible), ImportanceSampling(4))
     with pytest.raises(ppl.InvalidWeight, match="'x'"):
@@ -270,7 +270,7 @@ def test_nan_that_no_weight_shows_is_an_error(where):
         root = jnp.sqrt(x)
         return ppl.deterministic("root", root) if where == "deterministic" else root
 
-    with pytest.raises(ppl.InvalidWeight, match="returned value"):
+    with pytest.raises(ppl.InvalidWeight, match="'root'" if where == "deterministic" else "returned value"):
         ppl.infer(lossy(), ImportanceSampling(16))
 
 

@@ -166,7 +166,6 @@ WALK = ppl.model(_walk)
         ({"mu": "a"}, ppl.SiteTypeError, "'mu'.*str"),
         ({"mu": None}, ppl.SiteTypeError, "'mu'.*None"),
         ({"mu": 1j}, ppl.SiteTypeError, "'mu'.*complex"),
-        ({"mu": True}, ppl.SiteTypeError, "'mu'.*bool.*float32"),
     ],
 )
 def test_values_that_do_not_fit_the_sites_are_refused(sites, error, words):

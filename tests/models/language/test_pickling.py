@@ -227,30 +227,13 @@ def test_what_has_no_name_is_refused_by_name():
             pickle.dumps(made)
 
 
-def test_results_are_read_back_equal_and_chains_go_on(one_block):
-    runs = [
-        ppl.infer(text(one_block), SMC(2)),
-        ppl.infer(drifting(jnp.array([0.3, 0.9])), MCMC(Regenerate(), num_samples=2)),
-        ppl.simulate(drifting(jnp.array([0.3]))),
-    ]
-    for run in runs:
-        loaded = again(run)
-        for ours, theirs in zip(jax.tree.leaves(run), jax.tree.leaves(loaded), strict=True):
-            np.testing.assert_array_equal(
-                *(
-                    jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a
-                    for a in (ours, theirs)
-                )
-            )
-    written = again(runs[0])
-    assert written.texts == runs[0].texts and str(written) == str(runs[0])
-    assert len(pickle.dumps(runs[0])) < len(pickle.dumps(one_block)) / 4  # the tokenizer and no network
-    chain = again(runs[1])
-    further = [
-        ppl.infer(drifting(jnp.array([0.3, 0.9])), MCMC(Regenerate(), num_samples=2), state=s.state, seed=1)
-        for s in (runs[1], chain)
-    ]
-    np.testing.assert_array_equal(further[0].sites["drift"], further[1].sites["drift"])
+def test_posterior_of_texts_holds_the_tokenizer_and_no_network(one_block):
+    run = ppl.infer(text(one_block), SMC(2), seed=3)
+    stored = pickle.dumps(run)
+    assert len(stored) < len(pickle.dumps(one_block)) / 4
+    loaded = pickle.loads(stored)
+    assert loaded.texts == run.texts and str(loaded) == str(run)
+    np.testing.assert_array_equal(loaded.value["tokens"], run.value["tokens"])
 
 
 def test_language_model_is_the_same_one_and_compiles_nothing(one_block):

@@ -16,6 +16,7 @@ reference sentences is off by 0.02 on average and 0.12 at worst.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from ppl.models.rewards.batches import check_texts
 
 if TYPE_CHECKING:
     from ppl.models.language import LanguageModel
+    from ppl.models.language.reading import Reader
     from ppl.models.rewards.sentence_encoder import SentenceEncoder
 
 __all__ = ["ApproximateRetokenizer", "Retokenizer"]
@@ -113,14 +115,14 @@ class Retokenizer(_Map):
             lm: whose tokens are given.
         """
         super().__init__(encoder, lm)
-        self._lm = lm
+        self._read = lm.reader
 
     def __repr__(self) -> str:
         return f"Retokenizer({self._vocab_size} tokens, exact, by way of the text)"
 
     def _map(self, tokens: Int[Array, "T"], length: Int[Array, ""], size: int) -> tuple[Array, Array]:
         shapes = (jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32))
-        call = _ByText(self._encoder, self._lm, size)
+        call = _ByText(self._encoder, self._read, size)
         return jax.pure_callback(call, shapes, tokens, length, vmap_method="broadcast_all")
 
 
@@ -129,13 +131,13 @@ class _ByText:
     """The callback: Python alone, for the device is waiting. Equal ones make equal programs, compiled once."""
 
     encoder: "SentenceEncoder"
-    lm: "LanguageModel"
+    read: "Reader"
     size: int
 
     def __call__(self, tokens: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch, encoder = np.shape(length), self.encoder
         rows, lengths = np.asarray(tokens).reshape(-1, np.shape(tokens)[-1]), np.asarray(length).reshape(-1)
-        texts = self.lm.decode(rows, length=lengths)
+        texts = self.read({"tokens": rows, "length": lengths})
         pieces, counts = np.zeros((len(texts), self.size), np.int32), np.zeros(len(texts), np.int32)
         for row, encoding in enumerate(encoder.tokenizer.encode_batch(texts, add_special_tokens=False)):
             real = [encoder.start_token, *encoding.ids[: self.size - 2], encoder.end_token]
@@ -173,7 +175,6 @@ class ApproximateRetokenizer(_Map):
             for token, pieces in enumerate(rows):
                 table[form, token, : len(pieces)] = pieces[:max_pieces]
         self._tables = (jnp.asarray(table), jnp.asarray(goes_on), jnp.asarray(is_open))
-        self._look_up = jax.jit(_look_up, static_argnames=("size", "start", "end"))
 
     def __repr__(self) -> str:
         return (
@@ -183,9 +184,10 @@ class ApproximateRetokenizer(_Map):
 
     def _map(self, tokens: Int[Array, "T"], length: Int[Array, ""], size: int) -> tuple[Array, Array]:
         markers = dict(start=self._encoder.start_token, end=self._encoder.end_token)
-        return self._look_up(*self._tables, tokens, length, size=size, **markers)
+        return _look_up(*self._tables, tokens, length, size=size, **markers)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "start", "end"))
 def _look_up(
     table: Int[Array, "2 V K"],
     goes_on: Bool[Array, "V"],

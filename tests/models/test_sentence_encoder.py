@@ -1,6 +1,7 @@
 """The encoder computes what torch computes, whatever the padding; retokenised texts are near what they should be."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -308,3 +309,12 @@ def test_configurations_that_lack_an_entry_or_do_not_divide_are_refused():
         EncoderConfig.from_hf(settings)
     with pytest.raises(ValueError, match="multiple of `num_attention_heads`, got 8 and 3"):
         EncoderConfig.from_hf(settings | dict(num_attention_heads=3))
+
+
+def test_rewards_by_similarity_pickle(encoder, approximate, lm):
+    close = pickle.loads(pickle.dumps(encoder.similarity(["a stormy night"])))
+    np.testing.assert_array_equal(close(["it rained"]), encoder.similarity(["a stormy night"])(["it rained"]))
+    tokens = jnp.array([10, 20, 30])
+    for retokenizer in (approximate, encoder.retokenizer(lm)):
+        one = retokenizer.similarity(["a stormy night"])
+        assert float(pickle.loads(pickle.dumps(one))(tokens, 3)) == float(one(tokens, 3))

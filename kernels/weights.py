@@ -50,7 +50,8 @@ def summarize(log_weights: Float[Array, " n"]) -> WeightSummary:
 
     Returns:
         A `WeightSummary` of scalars. If all log-weights are -inf: ``(-inf, 0, 0)``. If one of them is NaN or
-        +inf: NaN in all three, so that a broken weight cannot pass for a small one.
+        +inf: NaN in all three, so that a broken weight cannot pass for a small one. The derivative of a weight of
+        zero is zero, also where all are.
 
     Raises:
         ValueError: `log_weights` is not of rank 1, or is empty.
@@ -76,7 +77,7 @@ def summarize(log_weights: Float[Array, " n"]) -> WeightSummary:
 
     alive = sum_1 > 0
     divisor = jnp.where(alive, sum_1, 1)
-    log_sum_1 = jnp.log(sum_1)
+    log_sum_1 = jnp.where(alive, jnp.log(divisor), -jnp.inf)  # the derivative of log 0 would be NaN
     log_sum = shift + log_sum_1  # (1)
     ess = jnp.where(alive, sum_1 * (sum_1 / jnp.where(alive, sum_2, 1)), 0)  # (2)
     entropy = jnp.where(alive, jnp.maximum(log_sum_1 - sum_log / divisor, 0), 0)  # (3)

@@ -1,6 +1,7 @@
 """Majority vote: what is elected, what is reported, and what it refuses."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -78,7 +79,7 @@ def test_equal_votes_go_to_the_first_given():
 
 
 def test_members_that_died_do_not_vote():
-    dead = chain([0.5, 0.5]).tilt(lambda v: -np.inf)
+    dead = chain([0.5, 0.5]).tilt(lambda v: jnp.where(v["tokens"][0] < 0, 0.0, -jnp.inf))
     posterior = ppl.infer(dead, MajorityVote(token, [chain([1.0, 0.0])], ImportanceSampling(4)))
     assert posterior.diagnostics["answers"] == (0,) and posterior.diagnostics["votes"].tolist() == [1.0]
     with pytest.raises(ppl.AllParticlesDied):

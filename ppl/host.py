@@ -290,8 +290,8 @@ class _Run:
         raise HostError(_failure(site, error)) from error
 
 
-# JAX logs what callbacks raise.
-logging.getLogger("jax._src.callback").addFilter(lambda record: not _is_expected(record))
+# JAX logs what callbacks raise, under the name of the module that runs them.
+logging.getLogger(jax.pure_callback.__module__).addFilter(lambda record: not _is_expected(record))
 
 _RUNS: dict[int, _Run] = {}
 _NUMBERS = itertools.count(1)

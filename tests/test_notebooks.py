@@ -20,8 +20,15 @@ lm = LanguageModel(decoder, lm.tokenizer, end_tokens=lm.end_tokens)
 SMALLER = {
     "02_controlled_text": {LOADED: SHALLOW},
     "03_diffusion_correctors": {
-        "1200": "200",
-        "SMC(128": "SMC(32",
+        "1200": "60",
+        "num_steps=50)": "num_steps=10)",
+        "num_steps=100)": "num_steps=20)",
+        "reverse(100)": "reverse(20)",
+        "(50, 200)": "(10, 20)",
+        "few, 50)": "few, 10)",
+        "plane, 50)": "plane, 10)",
+        "eights, 50)": "eights, 10)",
+        "SMC(128": "SMC(16",
         "SMC(512": "SMC(64",
         "SMC(1024": "SMC(64",
         "SMC(2048": "SMC(256",

@@ -14,10 +14,9 @@ positions: Su et al. 2021, arXiv 2104.09864.)
 are pure; `jax.vmap` makes the population. Under it the weights and the prompt's cache have no particle axis, so that
 every projection is one matrix product for all particles, and so are the scores against the prompt.
 
-Why the blocks are separate arrays and a Python loop, not one stack and a scan: slicing a layer out of a stack copies
-its weights in every step on CPU (a product needs its operand in one piece), about a fifth of a decoding step. Kernels
-are stored `[in, out]` and the embedding table `[E, V]`: with their transposes products were a quarter slower. Queries,
-keys and values are one product, gate and up another.
+The blocks run as one loop that is compiled once (`ppl.models.layers`). Kernels are stored `[in, out]` and the embedding
+table `[E, V]`: with their transposes products were a quarter slower. Queries, keys and values are one product, gate and
+up another.
 """
 
 from typing import Any
@@ -30,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ppl.models.language.cache import TextState, write_slot
 from ppl.models.language.config import DecoderConfig
+from ppl.models.layers import over_layers, product, stack
 
 __all__ = ["Block", "Decoder"]
 
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*T in"]) -> Float[Array, "*T out"]:
         """Apply the map to the last axis."""
-        y = x @ self.kernel[...]
+        y = product(x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -156,15 +156,16 @@ class Decoder(nnx.Module):
         positions = jnp.arange(tokens.shape[0])
         x, rotation = self._embed(tokens, positions)
         seen = (positions[:, None] >= positions) | (not self.config.causal)
-        all_keys, all_values = [], []
-        for block in self.blocks:
+
+        def read(block, layer, x, _):
+            del layer
             queries, keys, values = block.project(x, rotation)
             scores = jnp.einsum("thgd,shd->hgts", queries, keys, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(x.dtype)
-            x = block.finish(x, jnp.einsum("hgts,shd->thgd", weights, values))
-            all_keys.append(keys)
-            all_values.append(values)
-        return self.final_norm(x), jnp.stack(all_keys), jnp.stack(all_values)
+            return block.finish(x, jnp.einsum("hgts,shd->thgd", weights, values)), (keys, values)
+
+        x, (keys, values) = over_layers(self.blocks, read, x)
+        return self.final_norm(x), keys, values
 
     def extend(
         self, state: TextState, token: Int[Array, ""]
@@ -191,21 +192,28 @@ class Decoder(nnx.Module):
         slots = jnp.arange(state.slots)
         valid = state.valid | (slots == state.cursor)
         counts = jnp.concatenate([jnp.arange(prompt_slots) < state.prompt_length, valid])
-        keys, values = state.keys, state.values
-        for layer, block in enumerate(self.blocks):
+
+        def read(block, layer, carry, prompt):
+            x, keys, values = carry
             queries, key, value = block.project(x, rotation)
             # The write comes first and the read from what was written: in this order, layer after layer, the compiler
             # writes in place. Reading first needs a copy of the whole cache.
-            index = np.int32(layer)
-            keys = write_slot(keys, key, index, state.cursor)
-            values = write_slot(values, value, index, state.cursor)
-            attended = _attend(
-                queries, state.prompt_keys[layer], state.prompt_values[layer], keys[layer], values[layer], counts
-            )
-            x = block.finish(x, attended)
+            keys = write_slot(keys, key, layer, state.cursor)
+            values = write_slot(values, value, layer, state.cursor)
+            own = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False) for cache in (keys, values))
+            return (block.finish(x, _attend(queries, *prompt, *own, counts)), keys, values), None
+
+        carry = x, state.keys, state.values
+        (x, keys, values), _ = over_layers(self.blocks, read, carry, (state.prompt_keys, state.prompt_values))
         inside = (state.cursor < state.slots) & (state.position < self.config.context_length)
         hidden = jnp.where(inside, self.final_norm(x), jnp.nan)
         return keys, values, valid, hidden
+
+    def stacked(self) -> "Decoder":
+        """The same network with its blocks' parameters in one array each; see `ppl.models.layers`."""
+        network = nnx.merge(*nnx.split(self))
+        network.blocks = stack(self.blocks)
+        return network
 
     def logits(self, hidden: Float[Array, "*T E"]) -> Float[Array, "*T V"]:
         """The next token's logits, float32, from hidden states after the final norm."""

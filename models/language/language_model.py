@@ -34,11 +34,13 @@ from ppl.models.language.decoder import Decoder
 from ppl.models.language.next_token import NextToken
 from ppl.models.language.prompts import prompt_tokens, render_conversation, start_tokens
 from ppl.models.language.reading import Reader
+from ppl.models.layers import for_device
 
 __all__ = ["LanguageModel"]
 
 _SMALLEST_BUCKET = 16
 _GROWTH = 16  # slots that `extend` adds when it finds none, outside of loops
+_PROMPTS = 4  # whose caches are kept
 _HEAD_ROWS = 64  # rows of logits that `log_prob` holds at a time
 
 
@@ -77,7 +79,7 @@ class LanguageModel(Compiled):
         if outside:
             raise ValueError(f"`end_tokens` must be in [0, {self.vocab_size}), got {outside}.")
         self.padding_token = self.end_tokens[0] if self.end_tokens else 0
-        self._graph, self._weights = nnx.split(decoder)
+        self._graph, self._weights = nnx.split(for_device(decoder))
         self.dtype = decoder.embedding.dtype
         self._compile()
 
@@ -340,7 +342,8 @@ class LanguageModel(Compiled):
         if max_tokens < 0:
             raise ValueError(f"`max_tokens` must be at least 0, got {max_tokens}.")
         padded, count, known = self._prompt_array(prompt, length)
-        keys, values, hidden = self._prefill(self._weights, padded, count)
+        keys, values, hidden = self._read_prompt(padded, count)
+        count = jnp.asarray(count)  # an array of rank 1 is an input of the program that is staged, a number is not
         # A length that is known only when the program runs may be none: then nothing that follows is a number.
         position = count[0] if known is not None else jnp.where(count[0] >= 1, count[0], self.context_length)
         c = self.config
@@ -449,8 +452,30 @@ class LanguageModel(Compiled):
         """
         return self._forward(self._weights, jnp.asarray(tokens, jnp.int32))
 
-    def _prompt_array(self, prompt: Any, length: Any) -> tuple[Int[Array, "S"], Int[Array, "1"], int | None]:
-        """A prompt in its bucket, how many tokens it has, and the same number where it is known while tracing."""
+    @functools.cached_property
+    def _prompts(self) -> dict[tuple[bytes, bytes], tuple[Array, Array, Array]]:
+        """What was read last, oldest first."""
+        return {}
+
+    def _read_prompt(self, tokens: Int[Array, "S"], count: Int[Array, "1"]) -> tuple[Array, Array, Array]:
+        """The keys, values and last hidden state of a prompt.
+
+        What is known while a program is staged is read there and then, by one compiled pass for all programs: they are
+        given its cache, as they are given the weights. A few prompts are remembered, for the parts of a target that
+        begin alike.
+        """
+        if _traced((tokens, count)):
+            return self._prefill(self._weights, tokens, count)
+        key = tokens.tobytes(), count.tobytes()
+        if key not in self._prompts:
+            with jax.ensure_compile_time_eval():
+                self._prompts[key] = self._prefill(self._weights, tokens, count)
+            while len(self._prompts) > _PROMPTS:
+                self._prompts.pop(next(iter(self._prompts)))
+        return self._prompts[key]
+
+    def _prompt_array(self, prompt: Any, length: Any) -> tuple[Any, Any, int | None]:
+        """A prompt in its bucket, `int32[S]`, how many tokens it has, `int32[1]`, and that number where it is known."""
         if length is None and not _traced(prompt):
             tokens = self._prompt_tokens(prompt)
             return *self._pad(tokens), len(tokens)
@@ -483,11 +508,11 @@ class LanguageModel(Compiled):
         encode = functools.partial(self.encode, start=True)
         return prompt_tokens(prompt, encode, self.vocab_size, self.config.bos_token)
 
-    def _pad(self, tokens: list[int], what: str = "`prompt` has") -> tuple[Int[Array, "S"], Int[Array, "1"]]:
-        """The tokens in the next bucket, and how many they are, as arrays of rank 1."""
+    def _pad(self, tokens: list[int], what: str = "`prompt` has") -> tuple[np.ndarray, np.ndarray]:
+        """The tokens in the next bucket, and how many they are, as NumPy arrays of rank 1."""
         padded = np.zeros(self._bucket(len(tokens), what), np.int32)
         padded[: len(tokens)] = tokens
-        return jnp.asarray(padded), jnp.asarray(np.array([len(tokens)], np.int32))
+        return padded, np.array([len(tokens)], np.int32)
 
     def _bucket(self, length: int, what: str) -> int:
         if length > self.context_length:

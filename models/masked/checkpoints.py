@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import generation_end_tokens, locate, read_folder, read_json
 from ppl.models.language.decoder import Decoder
+from ppl.models.layers import for_device
 
 if TYPE_CHECKING:
     from ppl.models.masked.model import MaskedDiffusion
@@ -42,7 +43,7 @@ class DecoderDenoiser(Compiled):
                 f"`decoder` reads from left to right ({decoder.config.architecture}); it must read both ways."
             )
         self.config = decoder.config
-        self._graph, self._weights = nnx.split(decoder)
+        self._graph, self._weights = nnx.split(for_device(decoder))
         self._compile()
 
     def _compile(self) -> None:

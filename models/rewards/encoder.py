@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 from ppl.models.language.checkpoints import Tensors
 from ppl.models.language.decoder import Linear, Norm
 from ppl.models.language.settings import NEUTRAL_HF, Settings, refuse_what_is_not_carried_out
+from ppl.models.layers import over_layers, stack
 
 __all__ = ["Encoder", "EncoderConfig", "build_encoder"]
 
@@ -171,11 +172,16 @@ class Encoder(nnx.Module):
         """
         x = jnp.take(self.words[...], tokens, axis=0, mode="clip")
         x = self.embedding_norm(x + self.positions[...][: tokens.shape[0]] + self.kinds[...][0])  # (1)
-        for layer in self.layers:
-            x = layer(x, length)
+        x, _ = over_layers(self.layers, lambda layer, index, x, _: (layer(x, length), None), x)
         real = jnp.arange(tokens.shape[0]) < length
         mean = jnp.sum(jnp.where(real[:, None], x.astype(jnp.float32), 0.0), axis=0) / length
         return mean / jnp.linalg.norm(mean)  # (3)
+
+    def stacked(self) -> "Encoder":
+        """The same network with its layers' parameters in one array each; see `ppl.models.layers`."""
+        network = nnx.merge(*nnx.split(self))
+        network.layers = stack(self.layers)
+        return network
 
 
 def build_encoder(config: EncoderConfig, tensors: Tensors, *, dtype: Any) -> Encoder:

@@ -43,6 +43,7 @@ from ppl.models.language.checkpoints import (
 from ppl.models.language.config import DecoderConfig
 from ppl.models.language.continuations import continuing
 from ppl.models.language.decoder import Decoder, Linear
+from ppl.models.layers import for_device
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 
 __all__ = ["RewardModel", "ScoreHead"]
@@ -134,7 +135,7 @@ class RewardModel(Compiled):
             raise ValueError(f"`aggregation` must be one of {', '.join(_AGGREGATIONS)}; got {aggregation!r}.")
         self.separator, self.aggregation = separator, aggregation if self.is_process else None
         self.dtype = decoder.embedding.dtype
-        self._graph, self._weights = nnx.split((decoder, head))
+        self._graph, self._weights = nnx.split((for_device(decoder), head))
         self._compile()
 
     def _compile(self) -> None:

@@ -30,6 +30,7 @@ from tokenizers import Tokenizer
 
 from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import locate, open_safetensors, read_json
+from ppl.models.layers import for_device
 from ppl.models.rewards.batches import check_texts, in_batches, pad_rows
 from ppl.models.rewards.encoder import Encoder, EncoderConfig, build_encoder
 
@@ -76,7 +77,7 @@ class SentenceEncoder(Compiled):
         if len(markers) != 2:
             raise ValueError(f"`tokenizer` must put one marker before and one after a text, got {markers} for ''.")
         self.start_token, self.end_token = markers
-        self._graph, self._weights = nnx.split(encoder)
+        self._graph, self._weights = nnx.split(for_device(encoder))
         self.dtype = encoder.words.dtype
         self._compile()
 

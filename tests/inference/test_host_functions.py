@@ -367,7 +367,7 @@ ONE_CPU = """
     import os
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import jax.numpy as jnp, numpy as np, numpyro.distributions as dist, ppl, sys, time
+    import jax.numpy as jnp, numpy as np, numpyro.distributions as dist, ppl, signal, sys, time
     from ppl.inference import SMC
     from ppl.models import MarkovChain
 
@@ -379,6 +379,7 @@ ONE_CPU = """
             return x, None
         return ppl.scan(step, 0.0, length=20)[0]
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     inner = walk()
     calls = 0
 

@@ -26,7 +26,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from ppl.models.language.config import DecoderConfig
-from ppl.models.language.decoder import Decoder
+from ppl.models.language.decoder import Block, Decoder
 from ppl.models.language.settings import Settings
 
 __all__ = [
@@ -333,10 +333,19 @@ def build_decoder(
         weights["head"] = place(tensors.take(names["head"], (c.vocab_size, c.hidden_size)).T)
     tensors.finish(redundant)
 
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
-    graph, state = nnx.split(abstract)
+    graph, state = nnx.split(_abstract(config, dtype))
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)
+
+
+def _abstract(config: DecoderConfig, dtype: Any) -> Decoder:
+    """The network without numbers. Its blocks are one block many times: to trace the drawing of each takes seconds."""
+    shallow = dataclasses.replace(config, num_layers=1)
+    network = nnx.eval_shape(lambda: Decoder(shallow, rngs=nnx.Rngs(0), dtype=dtype))
+    block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0), dtype=dtype))
+    network.config = config
+    network.blocks = nnx.List([nnx.clone(block) for _ in range(config.num_layers)])
+    return network
 
 
 def _half_split(array: np.ndarray, heads: int) -> np.ndarray:

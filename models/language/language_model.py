@@ -89,7 +89,6 @@ class LanguageModel(Compiled):
             # blocks of a deep network are traced once and not in every program that calls it.
             return jax.jit(lambda weights, *arguments: function(nnx.merge(self._graph, weights), *arguments))
 
-        self._prefill = compiled(_prefill)
         self._extend = compiled(Decoder.extend)
         self._logits = compiled(Decoder.logits)
         self._forward = compiled(lambda decoder, tokens: decoder.logits(decoder.forward(tokens)[0]))
@@ -465,11 +464,11 @@ class LanguageModel(Compiled):
         begin alike.
         """
         if _traced((tokens, count)):
-            return self._prefill(self._weights, tokens, count)
+            return _prefill(self._graph, self._weights, tokens, count)
         key = tokens.tobytes(), count.tobytes()
         if key not in self._prompts:
             with jax.ensure_compile_time_eval():
-                self._prompts[key] = self._prefill(self._weights, tokens, count)
+                self._prompts[key] = _prefill(self._graph, self._weights, tokens, count)
             while len(self._prompts) > _PROMPTS:
                 self._prompts.pop(next(iter(self._prompts)))
         return self._prompts[key]
@@ -543,8 +542,9 @@ def _one_token(token: Any, vocab_size: int) -> Int[Array, ""]:
     return jnp.asarray(given, jnp.int32)
 
 
-def _prefill(decoder: Decoder, tokens: Int[Array, "S"], length: Int[Array, "1"]):
-    hidden, keys, values = decoder.forward(tokens)
+@functools.partial(jax.jit, static_argnums=0)  # one for all networks of a shape, as copies of a model are
+def _prefill(graph: nnx.GraphDef, weights: nnx.State, tokens: Int[Array, "S"], length: Int[Array, "1"]):
+    hidden, keys, values = nnx.merge(graph, weights).forward(tokens)
     last = jax.lax.dynamic_index_in_dim(hidden, length[0] - 1, keepdims=False)
     return keys, values, jnp.where(length[0] >= 1, last, jnp.nan)  # a traced length may be anything
 

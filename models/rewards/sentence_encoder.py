@@ -16,6 +16,7 @@ The model is that of Wang et al. 2020 (MiniLM, arXiv 2002.10957), trained for se
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tokenizers import Tokenizer
 
-from ppl.compilation_cache import cache_folder
 from ppl.models.compiled import Compiled
 from ppl.models.language.checkpoints import locate, open_safetensors, read_json
 from ppl.models.layers import for_device
@@ -243,7 +243,7 @@ class _Similarity:
 
 
 def _fetched_folder() -> Path:
-    cache = cache_folder()
+    cache = Path(os.environ.get("GENPPL_CACHE") or Path.home() / ".cache" / "genppl").expanduser()
     if not (cache / _FETCHED).is_dir():
         raise FileNotFoundError(
             f"{cache / _FETCHED} is not there: run `python scripts/fetch_minilm.py`, or give a folder with "

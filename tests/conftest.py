@@ -24,15 +24,6 @@ OLDER_EMITTERS = f"{ONE_PART} --xla_cpu_use_fusion_emitters=false"
 if "XLA_FLAGS" not in os.environ:  # else the user's own, or an outer process's
     os.environ["XLA_FLAGS"] = next((flags for flags in (OLDER_EMITTERS, ONE_PART) if _understands(flags)), "")
 
-# What one test process has compiled, the others and later runs read: a folder of this clone's own.
-CACHE = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
-for name, setting in {
-    "JAX_COMPILATION_CACHE_DIR": CACHE,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
-}.items():
-    os.environ.setdefault(name, str(setting))  # subprocesses, the notebooks' too, share it
-
 import jax  # noqa: E402  (after the settings that it reads when imported)
 import pytest  # noqa: E402
 

@@ -69,7 +69,7 @@ CASES = {
     "looking ahead": (moving, True, SMC(2, **EVERY, lookahead=Lookahead(0.2))),
     "stopped": (stopping, False, SMC(2, resampler="multinomial", **EVERY)),
     "stopped, alone and proposed": (stopping, True, ImportanceSampling(2)),
-    "moved": (chain, False, SMC(1, **EVERY, rejuvenation=MH(lambda sites: {"x": dist.Bernoulli(jnp.full(2, 0.4))}))),
+    "moved": (chain, False, SMC(2, **EVERY, rejuvenation=MH(lambda sites: {"x": dist.Bernoulli(jnp.full(2, 0.4))}))),
     "moved now and then": (chain, True, SMC(2, ess_threshold=0.8, rejuvenation=Regenerate(), rejuvenate_every=2)),
 }
 

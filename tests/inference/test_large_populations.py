@@ -7,7 +7,7 @@ from tests.large_populations import STRUCTURES, assert_weights_are_densities, fa
 
 @pytest.mark.optimized
 @pytest.mark.parametrize(
-    "names", [("Beta over an array", "Poisson", "MixtureSameFamily"), ("Gamma", "Binomial")]
+    "names", [("Beta over an array", "StudentT", "Poisson", "Dirichlet", "MixtureSameFamily"), ("Gamma", "Binomial")]
 )
 def test_weights_of_a_large_population_are_the_densities_of_its_particles(names):
     assert_weights_are_densities(lambda: family_program(*names))

@@ -98,7 +98,7 @@ def test_weights_by_estimated_log_densities_come_close_to_those_by_known_ones():
     errors = []
     for steps in (50, 450):
         (known, posterior), (estimated, heuristic) = log_weights(steps, "known"), log_weights(steps, "estimated")
-        np.testing.assert_allclose(heuristic.value, posterior.value, atol=1e-3)  # 450 steps of rounding apart
+        np.testing.assert_allclose(heuristic.value, posterior.value, atol=1e-4)  # weights alone differ
         apart = known - estimated
         errors.append(apart.std())
         assert apart.std() < 0.5 * known.std()
